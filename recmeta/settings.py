@@ -1,0 +1,214 @@
+"""One typed settings object: paths, stores, seeds, and every number that decides something.
+
+Values come, in this order, from arguments, from the environment (``RECMETA_TRAINING__SEED=7``),
+from ``recmeta.toml`` in the workspace, and from the defaults below. Each number that decides
+something says where it comes from.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from recmeta.contexts import Duration
+from recmeta.errors import InputError
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventSettings(_Group):
+    """What is taken from a log, and what is refused."""
+
+    quarantine_share: float = Field(
+        default=0.01, ge=0, le=1, description="ingest fails when more than this share of rows is refused"
+    )
+    lateness: Duration = Field(
+        default=timedelta(days=7),
+        description="rows that were known longer than this before the last finished day are refused: "
+        "each late day costs the recomputation of every day since",
+    )
+
+
+class FeatureSettings(_Group):
+    """Counters fade by half over each of these; a day, a week and four weeks cover the usual rhythms."""
+
+    half_lives: tuple[Duration, ...] = (timedelta(days=1), timedelta(days=7), timedelta(days=28))
+    history_length: int = Field(default=20, ge=1, le=200)
+
+
+class StoreSettings(_Group):
+    """Where Feast keeps features. The defaults are embedded: no service is needed."""
+
+    offline: Literal["duckdb", "spark", "ray"] = "duckdb"
+    online: Literal["sqlite", "redis", "postgres"] = "sqlite"
+    redis: str = Field(default="127.0.0.1:6379,db=0", description="host:port,db=n")
+    postgres: str = Field(
+        default="postgresql://127.0.0.1:5432/recmeta", description="URL of the online store's database"
+    )
+    point_in_time: Literal["polars", "feast"] = Field(
+        default="polars", description="who joins features to training rows; both give the same values"
+    )
+
+
+class SplitSettings(_Group):
+    """Later data validates, the latest data tests; rows whose label was open at a border are purged."""
+
+    validation_share: float = Field(default=0.1, gt=0, lt=0.5)
+    test_share: float = Field(default=0.2, gt=0, lt=0.5)
+
+
+class TrainingSettings(_Group):
+    """How the shared model is meta-trained, and how adapters are fitted to it."""
+
+    seed: int = 0
+    threads: int = Field(default=2, ge=1, description="fixed, because it changes the last bit of a sum")
+    meta_learner: str = "joint"
+    embedding_size: int = Field(default=16, ge=1)
+    hidden: tuple[int, ...] = (128, 64)
+    adapter_rank: int = Field(default=4, ge=1)
+    tasks: int = Field(default=8, ge=1, description="tasks a meta-batch")
+    support: int = Field(default=64, ge=1)
+    query: int = Field(default=64, ge=1)
+    inner_steps: int = Field(default=3, ge=0)
+    inner_rate: float = Field(default=0.1, gt=0)
+    rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    unknown_share: float = Field(
+        default=0.2, ge=0, lt=1, description="share of ids hidden in training, so that unknown ones are ordinary"
+    )
+    max_steps: int = Field(default=1500, ge=1)
+    warm_steps: int = Field(default=150, ge=1, description="steps of a night that starts from the last one's")
+    check_every: int = Field(default=50, ge=1, description="steps between two looks at later data")
+    patience: int = Field(default=6, ge=1, description="looks without gain before training stops")
+    adapt_steps: int = Field(default=100, ge=1)
+    adapt_rate: float = Field(default=3e-3, gt=0)
+    adapt_proximal: float = Field(default=30.0, ge=0, description="L2 to the zero adapter, divided by rows")
+    adapt_chunk: int = Field(default=64, ge=1, description="contexts in one batched program (one mapped task)")
+
+
+class TreeSettings(_Group):
+    """The LightGBM challenger."""
+
+    rounds: int = Field(default=300, ge=1)
+    leaves: int = Field(default=15, ge=2)
+    rate: float = Field(default=0.05, gt=0)
+    min_rows: int = Field(default=30, ge=1, description="rows a leaf at the least")
+    patience: int = Field(default=30, ge=1)
+
+
+class GateSettings(_Group):
+    """What a challenger must show on later, unseen data before it serves."""
+
+    resamples: int = Field(default=1000, ge=100, description="bootstrap resamples, by user")
+    confidence: float = Field(default=0.9, gt=0.5, lt=1, description="one-sided, of every comparison")
+    min_positives: int = Field(default=30, ge=1, description="below this a test has no power to decide")
+    tolerance: float = Field(default=0.005, ge=0, description="AUC differences below this are noise")
+    parity: float = Field(default=1e-4, gt=0, description="largest logit difference, torch to ONNX Runtime")
+
+
+class Settings(BaseSettings):
+    """All settings of one workspace."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RECMETA_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    workspace: Path
+    events: EventSettings = EventSettings()
+    features: FeatureSettings = FeatureSettings()
+    stores: StoreSettings = StoreSettings()
+    split: SplitSettings = SplitSettings()
+    training: TrainingSettings = TrainingSettings()
+    trees: TreeSettings = TreeSettings()
+    gate: GateSettings = GateSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the workspace's recmeta.toml."""
+        workspace = init_settings.init_kwargs["workspace"]  # type: ignore[attr-defined]
+        toml = TomlConfigSettingsSource(settings_cls, Path(workspace) / "recmeta.toml")
+        return init_settings, env_settings, toml
+
+    @property
+    def contexts_file(self) -> Path:
+        """The declared contexts."""
+        return self.workspace / "contexts.yaml"
+
+    @property
+    def events_folder(self) -> Path:
+        """Canonical interactions, a folder for each day on which they became known."""
+        return self.workspace / "events"
+
+    @property
+    def items_file(self) -> Path:
+        """Item attributes: item_id, categories."""
+        return self.workspace / "items.parquet"
+
+    @property
+    def quarantine_folder(self) -> Path:
+        """Refused rows with the rule that refused them."""
+        return self.workspace / "quarantine"
+
+    @property
+    def ledger_folder(self) -> Path:
+        """Finished intervals of each stage."""
+        return self.workspace / "ledger"
+
+    @property
+    def labels_folder(self) -> Path:
+        """Labelled rows, a folder for each day."""
+        return self.workspace / "labels"
+
+    @property
+    def features_folder(self) -> Path:
+        """Feature rows: one folder a view, one file a day."""
+        return self.workspace / "features"
+
+    @property
+    def feast_folder(self) -> Path:
+        """Feast's registry and its embedded online store."""
+        return self.workspace / "feast"
+
+    @property
+    def runs_folder(self) -> Path:
+        """What each night made on its way to a bundle."""
+        return self.workspace / "runs"
+
+    @property
+    def bundles_folder(self) -> Path:
+        """Published bundles and the pointer to the champion."""
+        return self.workspace / "bundles"
+
+
+def load_settings(workspace: Path | str, **overrides: Any) -> Settings:
+    """Return the settings of ``workspace``.
+
+    Raises:
+        InputError: recmeta.toml, the environment or an override holds a name or value that is not known.
+    """
+    try:
+        return Settings(workspace=Path(workspace).resolve(), **overrides)
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (found {fault['input']!r})"
+            for fault in error.errors()
+        )
+        raise InputError(f"settings of {workspace}: {details}") from error
