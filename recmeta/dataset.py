@@ -1,0 +1,216 @@
+"""Training rows on disk become tensors with vocabularies, split in time.
+
+This module joins the features room (data frames) to the episodes room (tensors); it must never
+know a model, a metric or a bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from recmeta.artifacts import read_json, write_json
+from recmeta.contexts import Contexts
+from recmeta.episodes.rows import Rows
+from recmeta.episodes.vocabulary import Vocabulary
+from recmeta.errors import InputError
+from recmeta.features.training_rows import load_rows
+from recmeta.settings import Settings, SplitSettings
+
+CATEGORIES_PER_ITEM = 4
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """Which user, item and category stands at which row of an embedding table; 0 is the unknown."""
+
+    users: Vocabulary
+    items: Vocabulary
+    categories: Vocabulary
+
+    def save(self, folder: Path) -> None:
+        """Write users.json, items.json and categories.json into ``folder``."""
+        for name in ("users", "items", "categories"):
+            write_json(folder / f"{name}.json", list(getattr(self, name).ids))
+
+    @classmethod
+    def load(cls, folder: Path) -> Vocabularies:
+        """Read what `save` wrote."""
+        return cls(
+            *(
+                Vocabulary(tuple(read_json(folder / f"{name}.json")))
+                for name in ("users", "items", "categories")
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Borders in time, UTC: train < validation <= validation rows < test <= test rows < end."""
+
+    start: datetime
+    validation: datetime
+    test: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a split: tensors, and for each row the user as a cluster for the bootstrap."""
+
+    rows: Rows
+    clusters: npt.NDArray[np.int64]
+
+    def of_context(self, index: int) -> Part:
+        """The rows of the context with this 1-based index."""
+        chosen = torch.nonzero(self.rows.context == index).flatten()
+        return Part(self.rows.take(chosen), self.clusters[chosen.numpy()])
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Labelled rows with their features, before ids become indices; rows of ``dense`` and ``table`` agree."""
+
+    table: pl.DataFrame
+    dense: npt.NDArray[np.float32]
+    split: Split
+    part: npt.NDArray[np.int8]
+    """0 = train, 1 = validation, 2 = test, -1 = purged: the label was still open at a border."""
+
+
+TRAIN, VALIDATION, TEST, PURGED = 0, 1, 2, -1
+
+
+def split_times(start: datetime, end: datetime, settings: SplitSettings) -> Split:
+    """Place the borders at midnights, UTC.
+
+    Raises:
+        InputError: the span is too short for three parts.
+    """
+    days = (end - start) / timedelta(days=1)
+    test = end - timedelta(days=max(1, round(days * settings.test_share)))
+    validation = test - timedelta(days=max(1, round(days * settings.validation_share)))
+    if validation <= start:
+        raise InputError(
+            f"expected labelled rows of at least 3 days for a split in time, found {days:.1f} days "
+            f"({start:%Y-%m-%d} to {end:%Y-%m-%d})"
+        )
+    return Split(start, validation, test, end)
+
+
+def load_frames(settings: Settings, contexts: Contexts, until: datetime) -> Frames:
+    """Load every labelled row that was mature at ``until``, and say to which part it belongs.
+
+    A row whose outcome window reaches over a border is purged from the earlier part: its label was
+    not yet known at the border.
+
+    Raises:
+        InputError: there are no labelled rows, or they span less than three days.
+    """
+    table = load_rows(settings, contexts.names, end=until)
+    if table.is_empty():
+        raise InputError(f"no labelled rows before {until:%Y-%m-%d}; ingest a log that reaches further back")
+    table = table.sort("event_timestamp", "context", "user_id", "item_id", "group", maintain_order=True)
+    dense = np.ascontiguousarray(table["dense"].to_numpy(), dtype=np.float32)
+    table = table.drop("dense")
+    first = table["event_timestamp"].min()
+    assert isinstance(first, datetime)  # noqa: S101  (the column is a datetime and not empty)
+    midnight = first.replace(hour=0, minute=0, second=0, microsecond=0)
+    split = split_times(midnight, until, settings.split)
+    window = pl.col("context").replace_strict(
+        {context.name: context.outcome_window for context in contexts.declared()},
+        return_dtype=pl.Duration("us"),
+    )
+    instant = pl.col("event_timestamp")
+    part = table.select(
+        pl.when(instant >= split.test)
+        .then(TEST)
+        .when(instant >= split.validation)
+        .then(pl.when(instant + window <= split.test).then(VALIDATION).otherwise(PURGED))
+        .otherwise(pl.when(instant + window <= split.validation).then(TRAIN).otherwise(PURGED))
+        .cast(pl.Int8)
+    ).to_series()
+    return Frames(table, dense, split, part.to_numpy())
+
+
+def build_vocabularies(
+    frames: Frames, items: pl.DataFrame, earlier: Vocabularies | None, *, min_count: int = 2
+) -> Vocabularies:
+    """Take the ids that training rows hold at least ``min_count`` times; an earlier vocabulary is extended.
+
+    Indices of an earlier vocabulary keep their place, so that a model can start from earlier weights.
+    """
+    train = frames.table.filter(pl.Series(frames.part == TRAIN))
+
+    def frequent(values: pl.Series) -> list[str]:
+        counts = values.value_counts(name="n")
+        return sorted(counts.filter(pl.col("n") >= min_count)[values.name].to_list())
+
+    engaged = train.filter(pl.col("label") == 1)
+    users = frequent(engaged["user_id"])
+    known_items = frequent(engaged["item_id"])
+    categories = sorted(items["categories"].explode().drop_nulls().unique().to_list()) if len(items) else []
+    if earlier is None:
+        return Vocabularies(Vocabulary(tuple(users)), Vocabulary(tuple(known_items)), Vocabulary(tuple(categories)))
+    return Vocabularies(
+        earlier.users.extended(users),
+        earlier.items.extended(known_items),
+        earlier.categories.extended(categories),
+    )
+
+
+def _indices(values: pl.Series, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    known = pl.DataFrame(
+        {"id": list(vocabulary.ids), "index": np.arange(1, len(vocabulary.ids) + 1, dtype=np.int64)},
+        schema={"id": pl.String, "index": pl.Int64},
+    )
+    found = values.to_frame("id").join(known, on="id", how="left", maintain_order="left")
+    return found["index"].fill_null(0).to_numpy().astype(np.int64)
+
+
+def _padded(lists: pl.Series, vocabulary: Vocabulary, width: int) -> npt.NDArray[np.int64]:
+    kept = lists.list.head(width)
+    lengths = kept.list.len().fill_null(0).to_numpy().astype(np.int64)
+    flat = _indices(kept.filter(kept.list.len() > 0).explode(empty_as_null=False), vocabulary)
+    padded = np.zeros((len(lists), width), dtype=np.int64)
+    rows = np.repeat(np.arange(len(lists)), lengths)
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    padded[rows, np.arange(len(flat)) - starts] = flat
+    return padded
+
+
+def tensors(
+    frames: Frames, contexts: Contexts, vocabularies: Vocabularies, history_length: int
+) -> dict[int, Part]:
+    """Turn frames into tensors: a `Part` for each of TRAIN, VALIDATION and TEST."""
+    table = frames.table
+    context = table["context"].replace_strict(
+        {name: index for index, name in enumerate(contexts.names, start=1)}, return_dtype=pl.Int64
+    )
+    rows = Rows(
+        dense=torch.from_numpy(frames.dense),
+        user=torch.from_numpy(_indices(table["user_id"], vocabularies.users)),
+        item=torch.from_numpy(_indices(table["item_id"], vocabularies.items)),
+        categories=torch.from_numpy(_padded(table["categories"], vocabularies.categories, CATEGORIES_PER_ITEM)),
+        history=torch.from_numpy(_padded(table["history"], vocabularies.items, history_length)),
+        context=torch.from_numpy(context.to_numpy().astype(np.int64)),
+        label=torch.from_numpy(table["label"].to_numpy().astype(np.float32)),
+        weight=torch.from_numpy(table["weight"].to_numpy().astype(np.float32)),
+        time=torch.from_numpy(table["event_timestamp"].dt.epoch("us").to_numpy().astype(np.int64)),
+        group=torch.from_numpy(
+            table.select(pl.struct("context", "group").rank("dense")).to_series().to_numpy().astype(np.int64)
+        ),
+    )
+    clusters = table["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    parts = {}
+    for part in (TRAIN, VALIDATION, TEST):
+        chosen = np.flatnonzero(frames.part == part)
+        parts[part] = Part(rows.take(torch.from_numpy(chosen)), clusters[chosen])
+    return parts
+
