@@ -1,0 +1,287 @@
+"""The command line: one verb a job. Heavy rooms are imported inside the verbs, never at the top.
+
+This module reads arguments and shows results; it must never hold a decision of the pipeline.
+Exit codes: 0 done; 2 input that cannot be used; 3 a night ended and nothing serves; 4 not found;
+5 damaged files; 75 another run holds the workspace (try again); 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recmeta.errors import InputError, NotFoundError, RecmetaError
+
+NOTHING_SERVES = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="recmeta",
+    help="One shared user model, an adapter per surface, retrained every night.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Workspace = Annotated[
+    Path,
+    typer.Option(
+        "--workspace",
+        "-w",
+        envvar="RECMETA_WORKSPACE",
+        metavar="DIR",
+        help="The folder that holds every file recmeta writes.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write the answer as JSON to standard output.")]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="DATE",
+        help="The midnight, UTC, at which the night ends (2026-06-30); left out: after the last full day.",
+    ),
+]
+
+
+class Source(StrEnum):
+    """Logs that recmeta can read."""
+
+    DESKDROP = "deskdrop"
+    COFACTS = "cofacts"
+    SIMULATOR = "simulator"
+    GENERIC = "generic"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from recmeta import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave."),
+    ] = False,
+) -> None:
+    """One shared user model, an adapter per surface, retrained every night."""
+
+
+@app.command()
+def ingest(
+    workspace: Workspace,
+    path: Annotated[
+        Path | None, typer.Argument(help="The file or folder to read; none for the simulator.")
+    ] = None,
+    source: Annotated[Source, typer.Option(help="Whose layout it has.")] = Source.GENERIC,
+    seed: Annotated[int | None, typer.Option(help="Seed of the simulator.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a log into the workspace.
+
+    Bad rows are refused into a quarantine, each with the rule that refused it.
+    """
+    if (path is None) != (source is Source.SIMULATOR):
+        expected = "no path" if source is Source.SIMULATOR else "the path of the log"
+        raise InputError(f"ingest --source {source}: expected {expected}, found {path or 'none'}")
+    if seed is not None and source is not Source.SIMULATOR:
+        raise InputError(f"ingest --seed belongs to --source simulator, found --source {source}")
+    from recmeta import reports, terminal
+    from recmeta.events.store import ingest as ingest_log
+    from recmeta.settings import load_settings
+
+    options: dict[str, Any] = {} if seed is None else {"seed": seed}
+    with terminal.progress_bars() as progress:
+        report = ingest_log(load_settings(workspace), source.value, path, progress=progress, **options)
+    if as_json:
+        terminal.write_json(reports.ingest_as_json(report))
+    else:
+        terminal.answers().print(reports.ingest_table(report))
+
+
+@app.command()
+def nightly(
+    workspace: Workspace,
+    until: Until = None,
+    meta_learner: Annotated[
+        str | None, typer.Option(help="How the shared model is learnt (joint, first_order_maml).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random in training.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole night, from features to a promoted bundle.
+
+    Exit code 3 says that the gates refused everything and that there is no earlier champion.
+    """
+    from recmeta import reports, terminal
+    from recmeta.pipeline import run_night
+
+    training = {"meta_learner": meta_learner, "seed": seed}
+    training = {name: value for name, value in training.items() if value is not None}
+    overrides: dict[str, Any] = {"training": training} if training else {}
+    with terminal.progress_bars() as progress:
+        night = run_night(_existing(workspace), until, progress=progress, **overrides)
+    if as_json:
+        terminal.write_json(night)
+    else:
+        for part in reports.night_tables(night):
+            terminal.answers().print(part)
+    if _store(workspace).champion_version() is None:
+        raise typer.Exit(NOTHING_SERVES)
+
+
+@app.command()
+def stage(
+    workspace: Workspace,
+    name: Annotated[str, typer.Argument(help="The stage's name, such as features or adapt.")],
+    until: Until = None,
+    chunk: Annotated[int | None, typer.Option(min=0, help="Which chunk of contexts, for adapt.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one stage of a night by its name, as the DAG does."""
+    from recmeta import reports, terminal
+    from recmeta.pipeline import STAGES, run_stage
+
+    if name not in STAGES:
+        raise InputError(f"stage: expected one of {', '.join(STAGES)}, found {name!r}")
+    with terminal.progress_bars() as progress:
+        report = run_stage(_existing(workspace), name, until, chunk=chunk, progress=progress)
+    if as_json:
+        terminal.write_json(report)
+    else:
+        terminal.answers().print(reports.stage_table(name, report))
+
+
+@app.command()
+def recommend(
+    workspace: Workspace,
+    context: Annotated[str, typer.Option("--context", "-c", help="The surface to recommend for.")],
+    user: Annotated[str, typer.Option("--user", "-u", help="The user's id; an unknown one is ordinary.")],
+    number: Annotated[int, typer.Option("-n", "--number", help="How many items.")] = 10,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Also items that the user engaged with.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend items for one user on one surface."""
+    from recmeta import reports, terminal
+    from recmeta.serving.recommender import Recommender
+    from recmeta.settings import load_settings
+
+    recommender = Recommender(load_settings(_existing(workspace)))
+    answer = recommender.recommend(context, user, number, exclude_seen=not include_seen)
+    if as_json:
+        terminal.write_json(answer.as_json())
+    else:
+        for part in reports.recommendation_tables(answer):
+            terminal.answers().print(part)
+
+
+@app.command()
+def serve(
+    workspace: Workspace,
+    host: Annotated[
+        str, typer.Option(help="The address to bind; this machine only, unless told otherwise.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve the promoted bundle over HTTP."""
+    from recmeta.serving.http import run_server
+    from recmeta.settings import load_settings
+
+    run_server(load_settings(_existing(workspace)), host, port)
+
+
+@app.command()
+def bundles(workspace: Workspace, as_json: AsJson = False) -> None:
+    """List the published bundles and mark the champion."""
+    from recmeta import reports, terminal
+
+    listed = reports.bundles_as_json(_store(_existing(workspace)))
+    if as_json:
+        terminal.write_json(listed)
+    else:
+        terminal.answers().print(reports.bundles_table(listed))
+
+
+@app.command()
+def rollback(
+    workspace: Workspace,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="VERSION", help="Left out: the champion before this one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier bundle the champion again."""
+    from recmeta import terminal
+
+    store = _store(_existing(workspace))
+    before = store.champion_version()
+    version = store.rollback(to)
+    if as_json:
+        terminal.write_json({"champion": version, "before": before})
+    else:
+        terminal.answers().print(f"{version} serves now; before it was {before}.")
+
+
+@app.command()
+def demo(
+    workspace: Workspace = Path("demo-workspace"),
+    seed: Annotated[int, typer.Option(help="Seed of the simulated world.")] = 0,
+) -> None:
+    """Tell the whole story in three minutes, simulated."""
+    from recmeta.demo import tell
+
+    tell(workspace, seed=seed)
+
+
+def _existing(workspace: Path) -> Path:
+    if not workspace.is_dir():
+        raise NotFoundError(f"no such workspace: {workspace}; `recmeta ingest` makes one")
+    return workspace
+
+
+def _store(workspace: Path) -> Any:
+    from recmeta.bundle.store import BundleStore
+    from recmeta.settings import load_settings
+
+    return BundleStore(load_settings(workspace).bundles_folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; leave with an exit code that scripts can trust, and one line on failure."""
+    _exit(lambda: app(args=None if arguments is None else list(arguments), prog_name="recmeta"))
+
+
+def _exit(run: Callable[[], None]) -> None:
+    from recmeta.terminal import one_line
+
+    try:
+        run()
+    except RecmetaError as error:
+        typer.echo(f"recmeta: {one_line(str(error))}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("recmeta: interrupted; run the same command again to go on", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader (head, say) has left: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:  # a full disk, a folder without permission: the machine's fault, said in a line
+        typer.echo(f"recmeta: {one_line(str(error))}", err=True)
+        sys.exit(RecmetaError.exit_code)
+
+
+if __name__ == "__main__":
+    main()
