@@ -113,6 +113,7 @@ class GateSettings(_Group):
     resamples: int = Field(default=1000, ge=100, description="bootstrap resamples, by user")
     confidence: float = Field(default=0.9, gt=0.5, lt=1, description="one-sided, of every comparison")
     min_positives: int = Field(default=30, ge=1, description="below this a test has no power to decide")
+    min_users: int = Field(default=10, ge=2, description="with fewer the bootstrap draws the same few again")
     tolerance: float = Field(default=0.005, ge=0, description="AUC differences below this are noise")
     parity: float = Field(default=1e-4, gt=0, description="largest logit difference, torch to ONNX Runtime")
 
