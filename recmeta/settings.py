@@ -118,6 +118,26 @@ class GateSettings(_Group):
     parity: float = Field(default=1e-4, gt=0, description="largest logit difference, torch to ONNX Runtime")
 
 
+class ServingSettings(_Group):
+    """What a recommender considers, and what the server accepts."""
+
+    alive_within: Duration = Field(
+        default=timedelta(days=30),
+        description="an item that nobody touched for longer is not recommended; and where the whole log is "
+        "older, answers are given as of its end",
+    )
+    most_candidates: int = Field(
+        default=2000, ge=1, description="scored for one answer; the most recently touched, where more are alive"
+    )
+    most_items: int = Field(default=1000, ge=1, description="given to rank, or asked of recommend, at once")
+    largest_body: int = Field(
+        default=1 << 20, ge=1024, description="bytes; 1000 ids of 256 bytes fit four times over"
+    )
+    refresh_seconds: float = Field(
+        default=2.0, ge=0, description="how soon a running server sees a newly promoted bundle"
+    )
+
+
 class Settings(BaseSettings):
     """All settings of one workspace."""
 
@@ -133,6 +153,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     trees: TreeSettings = TreeSettings()
     gate: GateSettings = GateSettings()
+    serving: ServingSettings = ServingSettings()
 
     @classmethod
     def settings_customise_sources(
