@@ -1,0 +1,230 @@
+"""The shared user model: what all contexts have in common, and where an adapter plugs in.
+
+A row's score is computed in two halves. `SharedModel.gather` does every table lookup and every
+computation that has no dense weight; `SharedModel.body` is a small multilayer perceptron over what
+was gathered. Inner loops and adapters touch the body only, so that their cost does not depend on
+the vocabulary (Raghu et al. 2020 found that little is lost by it).
+
+An unknown id has index 0, a row that is trained by hiding known ids: an unknown item is its
+categories, an unknown user is their history and counters. This module must never know where its
+tensors come from or how it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recmeta.errors import SchemaError
+from recmeta.models.adapters import Adapter, adapter_shapes, starting_adapter, zero_adapter
+
+CLIP = 5.0
+"""Standardised features are cut at five deviations: a counter never seen so large must not extrapolate."""
+
+TABLES = ("user_table", "item_table", "category_table", "context_table", "context_head")
+"""Parameters that are looked up by index; their gradients are sparse."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything that decides the size of a `SharedModel`; table sizes count the unknown."""
+
+    features: int
+    users: int
+    items: int
+    categories: int
+    contexts: int
+    history_length: int
+    categories_per_item: int = 4
+    embedding_size: int = 16
+    context_size: int = 8
+    hidden: tuple[int, ...] = (128, 64)
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no model."""
+        numbers = {**asdict(self), "hidden": min(self.hidden, default=0)}
+        for name, value in numbers.items():
+            least = 0 if name == "features" else 1
+            if value < least:
+                raise SchemaError(f"model shape, {name}: expected at least {least}, found {value}")
+
+    @property
+    def inputs(self) -> int:
+        """Width of what the body reads: dense features, five vectors, three scalars, the context."""
+        return self.features + 5 * self.embedding_size + 3 + self.context_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shape as JSON."""
+        return {**asdict(self), "hidden": list(self.hidden)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelShape:
+        """Read what `to_json` wrote."""
+        return cls(**{**values, "hidden": tuple(values["hidden"])})
+
+
+class SharedModel(nn.Module):
+    """Scores rows: embeddings, history and dense features through a perceptron to one logit a row."""
+
+    dense_mean: Tensor
+    dense_scale: Tensor
+    item_categories: Tensor
+
+    def __init__(self, shape: ModelShape) -> None:
+        """Draw the initial weights from torch's global generator; seed it for the same model."""
+        super().__init__()
+        self.shape = shape
+        size = shape.embedding_size
+        self.user_table = _table(shape.users, size)
+        self.item_table = _table(shape.items, size)
+        self.category_table = _table(shape.categories, size)
+        self.context_table = _table(shape.contexts, shape.context_size)
+        self.context_head = nn.Parameter(torch.zeros(shape.contexts, shape.hidden[-1] + 1))
+        """Per context, what is added to the last layer's weights and bias."""
+        self.weights = nn.ParameterDict()
+        width = shape.inputs
+        for layer, outputs in enumerate(shape.hidden):
+            self.weights[f"layer{layer}_weight"] = nn.Parameter(
+                torch.randn(outputs, width) * (2.0 / width) ** 0.5
+            )
+            self.weights[f"layer{layer}_bias"] = nn.Parameter(torch.zeros(outputs))
+            width = outputs
+        self.weights["head_weight"] = nn.Parameter(torch.zeros(width))
+        self.weights["head_bias"] = nn.Parameter(torch.zeros(1))
+        self.register_buffer("dense_mean", torch.zeros(shape.features))
+        self.register_buffer("dense_scale", torch.ones(shape.features))
+        self.register_buffer(
+            "item_categories", torch.zeros(shape.items, shape.categories_per_item, dtype=torch.int64)
+        )
+
+    @property
+    def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the adapter tensors of this model."""
+        return adapter_shapes(self.shape.inputs, self.shape.hidden, self.shape.rank)
+
+    def zero_adapter(self) -> Adapter:
+        """Return the adapter with which `forward` is the shared model itself."""
+        return zero_adapter(self.adapter_shapes)
+
+    def starting_adapter(self, seed: int) -> Adapter:
+        """Return the adapter from which fitting starts."""
+        return starting_adapter(self.adapter_shapes, seed)
+
+    @torch.no_grad()
+    def learn_scales(self, dense: Tensor) -> None:
+        """Set mean and deviation of the dense features from float32 [n, F] training rows.
+
+        A feature that never varies gets a scale of zero: it is then zero for every row, seen or not.
+        """
+        if dense.dim() != 2 or dense.shape[1] != self.shape.features:
+            raise SchemaError(
+                f"dense features: expected [rows, {self.shape.features}], found {tuple(dense.shape)}"
+            )
+        if len(dense):
+            deviation = dense.double().std(dim=0, correction=0)
+            self.dense_mean.copy_(dense.double().mean(dim=0))
+            varies = deviation > 1e-6
+            self.dense_scale.copy_(torch.where(varies, 1.0 / deviation.clamp(min=1e-6), 0.0))
+
+    @torch.no_grad()
+    def learn_item_categories(self, item: Tensor, categories: Tensor) -> None:
+        """Remember the categories (int64 [n, K]) of items (int64 [n]), for items met in a history."""
+        self.item_categories[item] = categories
+        self.item_categories[0] = 0
+
+    def gather(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Do all lookups for rows with any leading axes; columns as in ``Rows``.
+
+        Returns ``inputs`` [..., inputs], ``head`` [..., hidden[-1]] and ``offset`` [...], and, where
+        they were among the rows, ``label`` and ``weight`` unchanged.
+        """
+        dense = ((rows["dense"] - self.dense_mean) * self.dense_scale).clamp(-CLIP, CLIP)
+        user = self._lookup(rows["user"], self.user_table)
+        item = self._lookup(rows["item"], self.item_table) + self._content(rows["categories"])
+        history, length = self._history(rows["history"])
+        scalars = torch.stack([(user * item).sum(-1), (history * item).sum(-1), torch.log1p(length)], dim=-1)
+        context = self._lookup(rows["context"], self.context_table)
+        head = self._lookup(rows["context"], self.context_head)
+        gathered = {
+            "inputs": torch.cat(
+                [dense, user, item, history, user * item, history * item, scalars, context], dim=-1
+            ),
+            "head": head[..., :-1],
+            "offset": head[..., -1],
+        }
+        return gathered | {name: rows[name] for name in ("label", "weight") if name in rows}
+
+    def body(
+        self,
+        gathered: Mapping[str, Tensor],
+        adapter: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return logits [...] of gathered rows [..., :], with ``weights`` instead of the model's own."""
+        given: Mapping[str, Tensor] = self.weights if weights is None else weights  # type: ignore[assignment]
+        hidden = gathered["inputs"]
+        for layer in range(len(self.shape.hidden)):
+            name = f"layer{layer}"
+            straight = functional.linear(hidden, given[f"{name}_weight"], given[f"{name}_bias"])
+            detour = functional.linear(functional.linear(hidden, adapter[f"{name}_a"]), adapter[f"{name}_b"])
+            adapted = (straight + detour) * (1.0 + adapter[f"{name}_scale"]) + adapter[f"{name}_shift"]
+            hidden = functional.silu(adapted)
+            if f"mask{layer}" in gathered:
+                hidden = hidden * gathered[f"mask{layer}"]
+        head = given["head_weight"] + adapter["head_weight"] + gathered["head"]
+        return (hidden * head).sum(-1) + given["head_bias"] + adapter["head_bias"] + gathered["offset"]
+
+    def forward(
+        self,
+        dense: Tensor,
+        user: Tensor,
+        item: Tensor,
+        categories: Tensor,
+        history: Tensor,
+        context: Tensor,
+        adapter: dict[str, Tensor],
+    ) -> Tensor:
+        """Return logits [n] of n rows; zeros in ``adapter`` give the shared model.
+
+        The arguments, flattened, are the ONNX graph's inputs: six columns, types and shapes as in
+        ``Rows``, then the adapter's tensors in the order of `adapter_shapes`. The adapter is one
+        dictionary because torch.export refuses dynamic shapes beside ``**`` arguments (torch 2.13).
+        """
+        rows = {
+            "dense": dense,
+            "user": user,
+            "item": item,
+            "categories": categories,
+            "history": history,
+            "context": context,
+        }
+        return self.body(self.gather(rows), adapter)
+
+    def _lookup(self, index: Tensor, table: Tensor) -> Tensor:
+        return functional.embedding(index, table, sparse=self.training)
+
+    def _content(self, categories: Tensor) -> Tensor:
+        """Mean vector of the known categories, zero without any: [..., K] -> [..., d]."""
+        known = (categories > 0).to(torch.float32)
+        vectors = self._lookup(categories, self.category_table) * known.unsqueeze(-1)
+        return vectors.sum(-2) / known.sum(-1, keepdim=True).clamp(min=1.0)
+
+    def _history(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean vector of the known items of a history, and how many: [..., H] -> [..., d] and [...]."""
+        known = (history > 0).to(torch.float32)
+        vectors = self._lookup(history, self.item_table) + self._content(
+            functional.embedding(history, self.item_categories)
+        )
+        length = known.sum(-1)
+        total = (vectors * known.unsqueeze(-1)).sum(-2)
+        return total / length.unsqueeze(-1).clamp(min=1.0), length
+
+
+def _table(rows: int, size: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, size) * 0.05)
