@@ -12,11 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recmeta.errors import InputError, NotFoundError, RecmetaError
+
+if TYPE_CHECKING:
+    from recmeta.bundle.store import BundleStore
 
 NOTHING_SERVES = 3
 INTERRUPTED = 130
@@ -124,6 +127,7 @@ def nightly(
 
     Exit code 3 says that the gates refused everything and that there is no earlier champion.
     """
+    _existing(workspace)
     from recmeta import reports, terminal
     from recmeta.pipeline import run_night
 
@@ -131,7 +135,7 @@ def nightly(
     training = {name: value for name, value in training.items() if value is not None}
     overrides: dict[str, Any] = {"training": training} if training else {}
     with terminal.progress_bars() as progress:
-        night = run_night(_existing(workspace), until, progress=progress, **overrides)
+        night = run_night(workspace, until, progress=progress, **overrides)
     if as_json:
         terminal.write_json(night)
     else:
@@ -150,13 +154,14 @@ def stage(
     as_json: AsJson = False,
 ) -> None:
     """Run one stage of a night by its name, as the DAG does."""
+    _existing(workspace)
     from recmeta import reports, terminal
     from recmeta.pipeline import STAGES, run_stage
 
     if name not in STAGES:
         raise InputError(f"stage: expected one of {', '.join(STAGES)}, found {name!r}")
     with terminal.progress_bars() as progress:
-        report = run_stage(_existing(workspace), name, until, chunk=chunk, progress=progress)
+        report = run_stage(workspace, name, until, chunk=chunk, progress=progress)
     if as_json:
         terminal.write_json(report)
     else:
@@ -175,11 +180,12 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Recommend items for one user on one surface."""
+    _existing(workspace)
     from recmeta import reports, terminal
     from recmeta.serving.recommender import Recommender
     from recmeta.settings import load_settings
 
-    recommender = Recommender(load_settings(_existing(workspace)))
+    recommender = Recommender(load_settings(workspace))
     answer = recommender.recommend(context, user, number, exclude_seen=not include_seen)
     if as_json:
         terminal.write_json(answer.as_json())
@@ -197,18 +203,25 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
 ) -> None:
     """Serve the promoted bundle over HTTP."""
+    _existing(workspace)
     from recmeta.serving.http import run_server
     from recmeta.settings import load_settings
 
-    run_server(load_settings(_existing(workspace)), host, port)
+    run_server(
+        load_settings(workspace),
+        host,
+        port,
+        lambda address: typer.echo(f"recmeta serves on {address}", err=True),
+    )
 
 
 @app.command()
 def bundles(workspace: Workspace, as_json: AsJson = False) -> None:
     """List the published bundles and mark the champion."""
+    _existing(workspace)
     from recmeta import reports, terminal
 
-    listed = reports.bundles_as_json(_store(_existing(workspace)))
+    listed = reports.bundles_as_json(_store(workspace))
     if as_json:
         terminal.write_json(listed)
     else:
@@ -224,9 +237,10 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make an earlier bundle the champion again."""
+    _existing(workspace)
     from recmeta import terminal
 
-    store = _store(_existing(workspace))
+    store = _store(workspace)
     before = store.champion_version()
     version = store.rollback(to)
     if as_json:
@@ -246,13 +260,13 @@ def demo(
     tell(workspace, seed=seed)
 
 
-def _existing(workspace: Path) -> Path:
+def _existing(workspace: Path) -> None:
+    """Checked before the heavy imports, so that a misspelt folder is told at once, and not made."""
     if not workspace.is_dir():
         raise NotFoundError(f"no such workspace: {workspace}; `recmeta ingest` makes one")
-    return workspace
 
 
-def _store(workspace: Path) -> Any:
+def _store(workspace: Path) -> BundleStore:
     from recmeta.bundle.store import BundleStore
     from recmeta.settings import load_settings
 
@@ -261,10 +275,11 @@ def _store(workspace: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leave with an exit code that scripts can trust, and one line on failure."""
-    _exit(lambda: app(args=None if arguments is None else list(arguments), prog_name="recmeta"))
+    run_and_exit(lambda: app(args=None if arguments is None else list(arguments), prog_name="recmeta"))
 
 
-def _exit(run: Callable[[], None]) -> None:
+def run_and_exit(run: Callable[[], None]) -> None:
+    """Call ``run``; turn a foreseen error into one line on standard error and its exit code."""
     from recmeta.terminal import one_line
 
     try:

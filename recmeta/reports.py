@@ -17,6 +17,7 @@ from rich.text import Text
 from recmeta.terminal import table
 
 if TYPE_CHECKING:
+    from recmeta.bundle.store import BundleStore
     from recmeta.events.store import IngestReport
     from recmeta.serving.recommender import Answer
 
@@ -105,28 +106,50 @@ def recommendation_tables(answer: Answer) -> list[RenderableType]:
     ]
     shown.append(
         Text(
-            f"{answer.reason} (bundle {answer.version}, {answer.serves}, as of {answer.as_of:%Y-%m-%d %H:%M} UTC)"
+            f"{answer.reason} (bundle {answer.version}, {answer.serves}, "
+            f"as of {answer.as_of:%Y-%m-%d %H:%M} UTC)"
         )
     )
     shown += [Text(f"Note: {note}") for note in answer.degraded]
     return shown
 
 
+def bundles_as_json(store: BundleStore) -> dict[str, Any]:
+    """The published bundles, the newest night first, and which one is the champion."""
+    return {
+        "champion": store.champion_version(),
+        "bundles": [
+            {
+                "version": listed.version,
+                "champion": listed.champion,
+                "promoted": [instant.isoformat() for instant in listed.promoted],
+                "until": None if listed.manifest is None else listed.manifest.until.isoformat(),
+                "parent": None if listed.manifest is None else listed.manifest.parent,
+                "serves": {}
+                if listed.manifest is None
+                else {name: entry.serves for name, entry in listed.manifest.contexts.items()},
+                "problem": listed.problem,
+            }
+            for listed in store.list()
+        ],
+    }
+
+
 def bundles_table(listed: Mapping[str, Any]) -> RenderableType:
-    """The published bundles, newest last; the champion is marked."""
+    """What `bundles_as_json` gave, one line a bundle."""
     rows = [
         (
             "champion" if bundle["champion"] else "",
             bundle["version"],
-            bundle["until"],
-            bundle["parent"] or "-",
-            ", ".join(f"{context}: {serves}" for context, serves in bundle["serves"].items()),
+            max(bundle["promoted"])[:16].replace("T", " ") if bundle["promoted"] else "never",
+            bundle["problem"]
+            or ", ".join(f"{context}: {serves}" for context, serves in bundle["serves"].items()),
         )
         for bundle in listed["bundles"]
     ]
     if not rows:
         return Text("No bundle was published yet; `recmeta nightly` makes one.")
-    return table("Bundles", ("", "version", "until", "parent", "serves"), rows)
+    return table("Bundles, the newest night first", ("", "version", "promoted (UTC)", "serves"), rows)
 
 
 def _figure(value: Any) -> str:

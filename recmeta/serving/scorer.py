@@ -1,0 +1,206 @@
+"""Scores candidates with the files of one bundle: networks and their adapters, trees, popularity.
+
+The inputs are features and ids that somebody else looked up. This module must never import torch,
+read a feature store or decide which items to score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from recmeta.bundle.manifest import ContextEntry, Unit
+from recmeta.bundle.store import Bundle
+from recmeta.episodes.vocabulary import Vocabulary
+from recmeta.errors import IntegrityError, NotFoundError, SchemaError
+from recmeta.models.calibration import Calibration
+
+Floats = npt.NDArray[np.float64]
+
+SMALLEST_BATCH = 2
+"""The exporter has no batch of one row (a dimension of one is a constant to it), so one row is doubled."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items that one user might be shown, with everything the scorers read; n items."""
+
+    user_id: str
+    item_ids: Sequence[str]
+    categories: Sequence[Sequence[str]]
+    """Of each item, n lists."""
+    history: Sequence[str]
+    """Item ids that the user engaged with, the most recent first."""
+    dense: npt.NDArray[np.float32]
+    """[n, F] finite, in the order of the manifest's feature names."""
+
+
+class Scorer:
+    """All sessions of one bundle, opened once; `score` may be called from several threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Open what the contexts of ``bundle`` serve; its checksums were checked when it was opened.
+
+        Raises:
+            IntegrityError: a graph that does not load, or does not fit the manifest.
+        """
+        manifest = bundle.manifest
+        self._features = manifest.features
+        self._contexts = manifest.contexts
+        self._networks: dict[str, _Network] = {}
+        self._adapters: dict[str, Any] = {}
+        self._trees: dict[str, _Trees] = {}
+        width = len(manifest.features.names)
+        for name, entry in manifest.contexts.items():
+            if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
+                if entry.unit not in self._networks:
+                    self._networks[entry.unit] = _Network(
+                        bundle, entry.unit, manifest.units[entry.unit], width
+                    )
+                if entry.adapter is not None:
+                    self._adapters[name] = _load_adapter(bundle.file(entry.adapter))
+            if entry.serves in ("trees", "blend") and entry.trees is not None:
+                self._trees[name] = _Trees(bundle.file(entry.trees), width)
+
+    def score(self, context: str, candidates: Candidates) -> Floats:
+        """Return the probability of engagement of each candidate, float64 [n], in [0, 1].
+
+        A context for which the manifest says 'nothing' is scored by popularity.
+
+        Raises:
+            NotFoundError: the bundle does not know the context.
+            SchemaError: ``dense`` has another shape than the manifest's features, or is not finite.
+        """
+        entry = self._contexts.get(context)
+        if entry is None:
+            raise NotFoundError(f"the bundle serves no context {context!r}")
+        expected = (len(candidates.item_ids), len(self._features.names))
+        if candidates.dense.shape != expected:
+            raise SchemaError(f"dense features: expected shape {expected}, found {candidates.dense.shape}")
+        if not np.isfinite(candidates.dense).all():
+            raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
+        if not len(candidates.item_ids):
+            return np.empty(0)
+        return _sigmoid(self._logits(context, entry, candidates))
+
+    def knows_user(self, context: str, user_id: str) -> bool:
+        """Whether a network that serves ``context`` has a place for this user in its tables."""
+        unit = self._contexts[context].unit
+        return unit in self._networks and user_id in self._networks[unit].users
+
+    def _logits(self, context: str, entry: ContextEntry, candidates: Candidates) -> Floats:
+        if entry.serves in ("popularity", "nothing"):
+            return self._popularity(entry, candidates)
+        parts: list[tuple[float, Floats]] = []
+        if entry.unit in self._networks:
+            raw = self._networks[entry.unit].run(context, candidates, self._adapters.get(context))
+            share = entry.network_weight if entry.serves == "blend" else 1.0
+            parts.append((share, entry.calibration["network"].apply(raw)))
+        if context in self._trees:
+            share = 1.0 - entry.network_weight if entry.serves == "blend" else 1.0
+            raw = self._trees[context].run(candidates.dense)
+            parts.append((share, entry.calibration["trees"].apply(raw)))
+        mixed = np.zeros(len(candidates.item_ids))
+        for share, logits in parts:
+            mixed += share * logits
+        return mixed
+
+    def _popularity(self, entry: ContextEntry, candidates: Candidates) -> Floats:
+        raw = candidates.dense[:, self._features.popularity_index].astype(np.float64)
+        return entry.calibration.get("popularity", Calibration()).apply(raw)
+
+
+class _Network:
+    """One exported network and its vocabularies."""
+
+    def __init__(self, bundle: Bundle, name: str, unit: Unit, width: int) -> None:
+        folder = f"units/{name}"
+        self._unit = unit
+        self._session = _open_session(bundle.file(f"{folder}/graph.onnx"))
+        self.users = _read_vocabulary(bundle.file(f"{folder}/users.txt"), unit.users)
+        self._items = _read_vocabulary(bundle.file(f"{folder}/items.txt"), unit.items)
+        self._categories = _read_vocabulary(bundle.file(f"{folder}/categories.txt"), unit.categories)
+        shapes = {found.name: found.shape for found in self._session.get_inputs()}
+        wanted = {"dense", "user", "item", "categories", "history", "context"}
+        if set(shapes) != wanted or shapes["dense"][1] != width:
+            raise IntegrityError(
+                f"{folder}/graph.onnx: expected inputs {sorted(wanted)} with {width} dense features, "
+                f"found {shapes}"
+            )
+        self._categories_per_item = int(shapes["categories"][1])
+        self._history_length = int(shapes["history"][1])
+
+    def run(self, context: str, candidates: Candidates, adapter: Any | None) -> Floats:
+        """Return logits, float64 [n]."""
+        n = len(candidates.item_ids)
+        history = self._items.encode_lists([candidates.history], self._history_length)
+        inputs: dict[str, npt.NDArray[Any]] = {
+            "dense": candidates.dense,
+            "user": np.repeat(self.users.encode([candidates.user_id]), n),
+            "item": self._items.encode(candidates.item_ids),
+            "categories": self._categories.encode_lists(candidates.categories, self._categories_per_item),
+            "history": np.repeat(history, n, axis=0),
+            "context": np.full(n, self._unit.context_index(context), dtype=np.int64),
+        }
+        if n < SMALLEST_BATCH:
+            inputs = {name: np.repeat(values, SMALLEST_BATCH, axis=0) for name, values in inputs.items()}
+        options = ort.RunOptions()
+        if adapter is not None:
+            options.add_active_adapter(adapter)
+        (logits,) = self._session.run(["logit"], inputs, options)
+        return np.asarray(logits, dtype=np.float64)[:n]
+
+
+class _Trees:
+    """Boosted trees over the dense features."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self._session = _open_session(path)
+        (given,) = self._session.get_inputs()
+        if given.shape[1] != width:
+            raise IntegrityError(f"{path}: expected {width} dense features, found shape {given.shape}")
+        self._input = given.name
+        self._output = self._session.get_outputs()[0].name
+
+    def run(self, dense: npt.NDArray[np.float32]) -> Floats:
+        """Return logits, float64 [n]."""
+        (logits,) = self._session.run([self._output], {self._input: dense})
+        return np.asarray(logits, dtype=np.float64).reshape(len(dense))
+
+
+def _open_session(path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # two are slower than one at 200 candidates
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except ort.capi.onnxruntime_pybind11_state.Fail as error:
+        raise IntegrityError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+
+def _load_adapter(path: Path) -> Any:
+    adapter = ort.LoraAdapter()
+    adapter.Load(str(path))
+    return adapter
+
+
+def _read_vocabulary(path: Path, size: int) -> Vocabulary:
+    """Read ids, one JSON string a line, in the order of their indices."""
+    ids = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
+    if len(ids) != size:
+        raise IntegrityError(f"{path}: expected {size} ids, found {len(ids)}")
+    return Vocabulary(ids)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    """Stable for logits of any size."""
+    probabilities: Floats = np.exp(-np.logaddexp(0.0, -logits))
+    return probabilities
