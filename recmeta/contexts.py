@@ -127,6 +127,7 @@ class SourceColumns(_Declaration):
     weight: str | None = None
     position: str | None = None
     propensity: str | None = None
+    categories: str | None = Field(default=None, description="of the item: text, or a list of texts")
 
 
 class Source(_Declaration):

@@ -1,0 +1,451 @@
+"""The workspace's own copy of the log: validated, without duplicates, one file a calendar month.
+
+`ingest` is the only way in. A row that breaks a rule goes to the quarantine with the rule's name;
+a row that is new and lands in days that stages have finished reopens those days. Any order of
+ingestion ends in the same bytes. This module must never know what a feature or a label is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dataframely as dy
+import polars as pl
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from recmeta import artifacts
+from recmeta.contexts import Contexts, load_contexts
+from recmeta.errors import BusyError, ContextError, InputError, QuarantineError
+from recmeta.events.ledger import DAY, Interval, Ledger, midnight_after, midnight_before
+from recmeta.events.readers import RawLog, preset, read_source
+from recmeta.events.schema import (
+    INSTANT,
+    INTERACTION_SCHEMA,
+    ITEM_SCHEMA,
+    Interaction,
+    Item,
+    known_timestamp,
+)
+from recmeta.settings import Settings
+
+Progress = Callable[[str, int, int], None]
+
+_KEY = ("event_id", "context")
+_ORDER = ("known_timestamp", "event_id", "context")
+_LOCK_SECONDS = 60.0
+
+_RULE_NAMES = {
+    "context|nullability": "unknown_event_type",
+    "label|nullability": "unknown_event_type",
+    "event_timestamp|nullability": "unreadable_timestamp",
+    "created_timestamp|nullability": "unreadable_timestamp",
+}
+
+
+class _Arrival(Interaction):
+    """An interaction on its way in, with what its refusal would have to say."""
+
+    row = dy.Int64(nullable=False)
+    file = dy.String(nullable=False)
+    event_type = dy.String(nullable=True)
+    now = dy.Datetime(nullable=False, time_unit="us", time_zone="UTC")
+
+    @dy.rule()
+    def in_the_future(cls) -> pl.Expr:  # noqa: N805  (dataframely passes the class)
+        """Nothing is known before it happened."""
+        return known_timestamp() <= pl.col("now")
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of the rows of one log: rows = accepted + duplicates + ignored + sum(refused).
+
+    Where an event type belongs to several contexts a row counts once for each of them.
+    """
+
+    origin: str
+    rows: int
+    accepted: int
+    duplicates: int
+    ignored: int
+    refused: dict[str, int]
+    quarantine: str | None
+    days_reopened: int
+    first_known: datetime | None
+    last_known: datetime | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON-able values; instants in ISO 8601."""
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def ingest(
+    settings: Settings,
+    source: str,
+    path: Path | None = None,
+    *,
+    now: datetime | None = None,
+    progress: Progress | None = None,
+    **simulator: Any,
+) -> IngestReport:
+    """Take a log into the workspace.
+
+    ``now`` is the instant after which nothing can have happened (default: the clock). Options of
+    the simulator (`SimulatorSettings`) may follow. A workspace without contexts.yaml gets the
+    source's own.
+
+    Raises:
+        SchemaError, NotFoundError, InputError: as `read_source`.
+        ContextError: a generic source, and no contexts.yaml in the workspace.
+        QuarantineError: the share of refused rows is above ``settings.events.quarantine_share``;
+            nothing was taken, and the quarantine file says which rows and why.
+        BusyError: another ingestion is at work in this workspace.
+    """
+    moment = (now or datetime.now(UTC)).astimezone(UTC)
+    settings.workspace.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.workspace / ".ingest.lock", timeout=_LOCK_SECONDS):
+            return _ingest(settings, source, path, moment, progress or _silent, simulator)
+    except Timeout as error:
+        raise BusyError(f"{settings.workspace}: another ingestion is at work; try again later") from error
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+def _ingest(
+    settings: Settings,
+    source: str,
+    path: Path | None,
+    now: datetime,
+    progress: Progress,
+    simulator: dict[str, Any],
+) -> IngestReport:
+    contexts, unwritten = _contexts_for(settings, source)
+    progress("read", 0, 1)
+    raw = _read(source, path, contexts, simulator)
+    progress("read", 1, 1)
+    arrivals, ignored = _arrivals(raw.rows, contexts, now)
+    accepted, failure = _Arrival.filter(arrivals)
+    refused = [_with_rules(failure)]
+    fresh, replaced, duplicates = _against_store(settings, accepted)
+    fresh, late = _split_late(settings, fresh)
+    refused.append(late)
+    refusals = pl.concat(refused)
+    quarantine = _write_quarantine(settings, refusals)
+    counts = dict(sorted(refusals.group_by("rule").len().rows()))
+    _check_share(settings, raw, arrivals, refusals, counts, quarantine)
+    if unwritten is not None:
+        artifacts.write_text(settings.contexts_file, unwritten)
+    reopened = _reopen(settings, contexts, fresh, replaced)
+    _write_months(settings, fresh, replaced, progress)
+    if raw.items is not None:
+        _merge_items(settings, raw.items)
+    known = fresh.select(known_timestamp()).to_series()
+    return IngestReport(
+        origin=raw.origin,
+        rows=arrivals.height + ignored,
+        accepted=fresh.height,
+        duplicates=duplicates,
+        ignored=ignored,
+        refused=counts,
+        quarantine=None if quarantine is None else str(quarantine),
+        days_reopened=reopened,
+        first_known=known.min() if len(known) else None,  # type: ignore[arg-type]
+        last_known=known.max() if len(known) else None,  # type: ignore[arg-type]
+    )
+
+
+def _contexts_for(settings: Settings, source: str) -> tuple[Contexts, str | None]:
+    """The workspace's contexts, or the source's own and the text that is to become contexts.yaml."""
+    if settings.contexts_file.exists():
+        return load_contexts(settings.contexts_file), None
+    template = preset(source)
+    if template is None:
+        raise ContextError(
+            f"{settings.contexts_file} does not exist: write one that says in `source.columns` which column "
+            f"is what, and which event types make which context, then ingest source {source!r} again"
+        )
+    return load_contexts(template), template.read_text(encoding="utf-8")
+
+
+def _read(source: str, path: Path | None, contexts: Contexts, simulator: dict[str, Any]) -> RawLog:
+    if source != "simulator":
+        if simulator:
+            raise InputError(f"source {source} takes no options of the simulator, found {sorted(simulator)}")
+        return read_source(source, path, contexts)
+    from recmeta.events.simulator import SimulatorSettings
+
+    try:
+        return read_source(source, path, contexts, SimulatorSettings(**simulator))
+    except ValidationError as error:
+        faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+        raise InputError(f"simulator: {faults}") from error
+
+
+def _arrivals(rows: pl.DataFrame, contexts: Contexts, now: datetime) -> tuple[pl.DataFrame, int]:
+    """Rows as `_Arrival` has them (once for each context of their event type), and how many are ignored."""
+    if contexts.source is not None and contexts.source.ignore:
+        kept = rows.filter(~pl.col("event_type").is_in(contexts.source.ignore).fill_null(False))
+    else:
+        kept = rows
+    meanings = pl.DataFrame(
+        [
+            (event_type, context.name, label)
+            for context in contexts.declared()
+            for label, event_types in ((1, context.positives), (0, context.negative_events))
+            for event_type in sorted(set(event_types))
+        ],
+        schema={"event_type": pl.String, "context": pl.String, "label": pl.UInt8},
+        orient="row",
+    )
+    full = kept.join(meanings, on="event_type", how="left", maintain_order="left_right")
+    empty = {"event_id": pl.String, "weight": pl.Float32, "position": pl.Int32, "propensity": pl.Float32}
+    full = full.with_columns(
+        pl.lit(None, dtype=dtype).alias(name) for name, dtype in empty.items() if name not in full.columns
+    )
+    if "created_timestamp" not in full.columns:
+        full = full.with_columns(created_timestamp=pl.col("event_timestamp"))
+    full = full.with_columns(
+        pl.col("event_id").fill_null(_derived_ids(full)),
+        pl.col("weight").fill_null(1.0),
+        # What no context knows has no label; the missing context refuses it.
+        pl.col("label").fill_null(0),
+        pl.lit(now, dtype=INSTANT).alias("now"),
+    )
+    return full.select(_Arrival.column_names()), rows.height - kept.height
+
+
+def _derived_ids(rows: pl.DataFrame) -> pl.Series:
+    """A name for an event that has none: 128 bits of BLAKE2b of who, what, how and when."""
+    fields = rows.select(
+        pl.concat_str(
+            "user_id",
+            "item_id",
+            "event_type",
+            pl.col("event_timestamp").to_physical().cast(pl.String),
+            separator="\x1f",  # no id that passes the rules holds it
+            ignore_nulls=True,
+        ).fill_null("")
+    ).to_series()
+    digests = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in fields]
+    return pl.Series("event_id", digests, dtype=pl.String)
+
+
+_REFUSAL_COLUMNS = (
+    "rule", "row", "file", "event_type", "user_id", "item_id", "context", "event_timestamp",
+    "created_timestamp", "weight", "position", "propensity", "event_id",
+)  # fmt: skip
+
+
+def _with_rules(failure: dy.FailureInfo) -> pl.DataFrame:
+    """Refused rows, each with the name of the first rule that it broke."""
+    rows, details = failure.invalid(), failure.details()
+    names = [name for name in details.columns if name not in rows.columns]
+    # An unknown event type explains a row better than what else may be wrong with it.
+    names.sort(key=lambda name: name not in _RULE_NAMES)
+    first = pl.coalesce(
+        *(pl.when(pl.col(name) == "invalid").then(pl.lit(_rule_name(name))) for name in names),
+        pl.lit("invalid"),
+    )
+    return rows.with_columns(details.select(first.alias("rule")).to_series()).select(_REFUSAL_COLUMNS)
+
+
+def _rule_name(name: str) -> str:
+    return _RULE_NAMES.get(name, name.replace("|nullability", "_missing").replace("|", "_"))
+
+
+def _against_store(settings: Settings, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """Rows that the store does not have, the stored rows that they replace, and how many are duplicates.
+
+    Of rows with one id the earliest known stays, so that the order of ingestion cannot matter.
+    """
+    keys = accepted.lazy().select(_KEY).unique()
+    stored = scan_events(settings).join(keys, on=_KEY, how="semi").collect()
+    stored = stored.with_columns(stored=pl.lit(True))
+    everything = pl.concat([stored, accepted.drop("now").with_columns(stored=pl.lit(False))], how="diagonal")
+    columns = [name for name in INTERACTION_SCHEMA if name not in _KEY]
+    winners = (
+        everything.with_columns(known_timestamp())
+        .sort(
+            "known_timestamp",
+            *columns,
+            "stored",
+            "row",
+            descending=[False] * (1 + len(columns)) + [True, False],
+            nulls_last=True,
+        )
+        .unique(_KEY, keep="first", maintain_order=True)
+    )
+    fresh = winners.filter(~pl.col("stored")).drop("stored", "known_timestamp")
+    replaced = stored.join(fresh, on=_KEY, how="semi").select(INTERACTION_SCHEMA.names())
+    return fresh, replaced, accepted.height - fresh.height
+
+
+def _split_late(settings: Settings, fresh: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Part rows from those that come too late: known longer than the lateness before the last finished day.
+
+    The first rows of a context are never late: they are a newly declared context's own past.
+    """
+    frontier = Ledger(settings.ledger_folder).frontier("features")
+    late = pl.lit(False)
+    if frontier is not None:
+        have = scan_events(settings).select(pl.col("context").unique()).collect().to_series()
+        late = (known_timestamp() < frontier - settings.events.lateness) & pl.col("context").is_in(have)
+    refused = fresh.filter(late).with_columns(rule=pl.lit("too_late"))
+    return fresh.filter(~late), refused.select(_REFUSAL_COLUMNS)
+
+
+def _write_quarantine(settings: Settings, refusals: pl.DataFrame) -> Path | None:
+    """Write refused rows under a name that is their digest; the same refusals, the same file."""
+    if refusals.height == 0:
+        return None
+    ordered = refusals.sort("file", "row", "rule", "context", nulls_last=True)
+    digest = hashlib.sha256(ordered.write_csv().encode()).hexdigest()[:16]
+    path = settings.quarantine_folder / f"{digest}.parquet"
+    _write_parquet(ordered, path)
+    return path
+
+
+def _check_share(
+    settings: Settings,
+    raw: RawLog,
+    arrivals: pl.DataFrame,
+    refusals: pl.DataFrame,
+    counts: dict[str, int],
+    quarantine: Path | None,
+) -> None:
+    share, limit = refusals.height / max(arrivals.height, 1), settings.events.quarantine_share
+    if share <= limit:
+        return
+    unknown = refusals.filter(pl.col("rule") == "unknown_event_type").get_column("event_type")
+    kinds = ", ".join(repr(kind)[:60] for kind in unknown.unique().sort().head(5))
+    raise QuarantineError(
+        f"{raw.origin}: expected at most {limit:.1%} of the rows to be refused, found {share:.1%} "
+        f"({refusals.height:,} of {arrivals.height:,}): "
+        + ", ".join(f"{rule} {count:,}" for rule, count in counts.items())
+        + (f"; event types without a context: {kinds}" if kinds else "")
+        + f". Nothing was taken. The refused rows and their rules are in {quarantine}; mend the source, "
+        "name the event types in contexts.yaml, or raise events.quarantine_share"
+    )
+
+
+def _reopen(settings: Settings, contexts: Contexts, fresh: pl.DataFrame, replaced: pl.DataFrame) -> int:
+    """Reopen what the rows touch, for every stage, and return how many finished days that are.
+
+    It is done before the rows are written: a run that is killed in between repeats work, and loses none.
+    The days begin where an exposure's outcome may still have been open when the rows became known.
+    """
+    known = pl.concat([frame.select(known_timestamp()) for frame in (fresh, replaced)]).to_series()
+    ledger = Ledger(settings.ledger_folder)
+    frontiers = [found for stage in ledger.stages() if (found := ledger.frontier(stage)) is not None]
+    earliest = known.min()
+    if not isinstance(earliest, datetime) or not frontiers:
+        return 0
+    window = max(context.outcome_window for context in contexts.declared())
+    start, end = midnight_before(earliest - window), max(frontiers)
+    if start >= end:
+        return 0
+    touched = Interval(start, end)
+    finished = {day for stage in ledger.stages() for day in touched.days() if not ledger.missing(stage, day)}
+    ledger.reopen(None, touched)
+    return len(finished)
+
+
+def _month_file(settings: Settings, month: str) -> Path:
+    return settings.events_folder / f"{month}.parquet"
+
+
+def _months(rows: pl.DataFrame) -> Iterable[str]:
+    return rows.select(known_timestamp().dt.strftime("%Y-%m").unique()).to_series().sort().to_list()
+
+
+def _write_months(
+    settings: Settings, fresh: pl.DataFrame, replaced: pl.DataFrame, progress: Progress
+) -> None:
+    """Merge rows into the files of their months; the new rows first, then what they replace goes."""
+    names = INTERACTION_SCHEMA.names()
+    gaining, losing = set(_months(fresh)), set(_months(replaced))
+    months = [*sorted(gaining), *sorted(losing - gaining)]
+    new = fresh.select(names).with_columns(known_timestamp())
+    month_of = known_timestamp().dt.strftime("%Y-%m")
+    for done, month in enumerate(months):
+        progress("store", done, len(months))
+        path = _month_file(settings, month)
+        parts = [new.filter(month_of == month)]
+        if path.exists():
+            kept = pl.read_parquet(path).join(replaced.filter(month_of == month), on=_KEY, how="anti")
+            parts.append(kept.with_columns(known_timestamp()))
+        rows = pl.concat(parts).sort(_ORDER).select(names)
+        if rows.height:
+            _write_parquet(rows, path)
+        else:
+            path.unlink(missing_ok=True)
+    progress("store", len(months), len(months))
+
+
+def _write_parquet(rows: pl.DataFrame, path: Path) -> None:
+    with artifacts.replacing(path) as temporary:
+        rows.rechunk().write_parquet(temporary, compression="zstd", statistics=True)
+
+
+def _merge_items(settings: Settings, items: pl.DataFrame) -> None:
+    """Add items and categories to those known: the union, so that the order of ingestion cannot matter."""
+    good, _ = Item.filter(items.with_columns(pl.col("categories").list.drop_nulls()))
+    merged = (
+        pl.concat([read_items(settings), good])
+        .explode("categories", empty_as_null=True)
+        .group_by("item_id")
+        .agg(pl.col("categories").drop_nulls().unique().sort())
+        .sort("item_id")
+    )
+    _write_parquet(merged, settings.items_file)
+
+
+def scan_events(
+    settings: Settings, start: datetime | None = None, end: datetime | None = None
+) -> pl.LazyFrame:
+    """The interactions whose known timestamp t has start <= t < end, as `Interaction` has them.
+
+    Rows are in the order of their known timestamp. Only the months that are asked for are read.
+    """
+    files = sorted(settings.events_folder.glob("????-??.parquet"))
+    if start is not None:
+        files = [file for file in files if file.stem >= f"{start.astimezone(UTC):%Y-%m}"]
+    if end is not None:
+        files = [file for file in files if file.stem <= f"{end.astimezone(UTC):%Y-%m}"]
+    if not files:
+        return pl.LazyFrame(schema=INTERACTION_SCHEMA)
+    rows = pl.scan_parquet(files)
+    if start is not None:
+        rows = rows.filter(known_timestamp() >= start)
+    if end is not None:
+        rows = rows.filter(known_timestamp() < end)
+    return rows
+
+
+def read_items(settings: Settings) -> pl.DataFrame:
+    """Items with their categories, in the order of their ids; empty where no source named any."""
+    if not settings.items_file.exists():
+        return pl.DataFrame(schema=ITEM_SCHEMA)
+    return pl.read_parquet(settings.items_file)
+
+
+def event_span(settings: Settings) -> Interval | None:
+    """From the midnight before the first known interaction to the midnight after the last one."""
+    files = sorted(settings.events_folder.glob("????-??.parquet"))
+    if not files:
+        return None
+    first = pl.scan_parquet(files[0]).select(known_timestamp().min()).collect().item()
+    last = pl.scan_parquet(files[-1]).select(known_timestamp().max()).collect().item()
+    return Interval(midnight_before(first), midnight_after(last + DAY / 86_400_000_000))
