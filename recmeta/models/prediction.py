@@ -1,0 +1,42 @@
+"""Scores of many rows, in chunks, and the loss that everything here minimises.
+
+This module knows a model and rows; it must never know how either came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recmeta.episodes.rows import Rows
+from recmeta.models.shared import SharedModel
+
+CHUNK = 8192
+"""Rows scored at a time: bounds memory, and is large enough to keep two cores busy."""
+
+
+def log_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean log-loss, a scalar; zero where all weights are zero."""
+    losses = functional.softplus(logits) - label * logits
+    return (losses * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: SharedModel, rows: Rows, adapter: Mapping[str, Tensor] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the logits of ``rows``, float64 [n], under an adapter or as the shared model."""
+    training = model.training
+    model.eval()
+    given = dict(model.zero_adapter() if adapter is None else adapter)
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        columns = {name: column[start : start + CHUNK] for name, column in rows.columns().items()}
+        parts.append(model.body(model.gather(columns), given))
+    model.train(training)
+    return torch.cat(parts).double().numpy() if parts else np.empty(0)
