@@ -1,0 +1,216 @@
+"""The manifest of a bundle: what it holds, what each context serves and why, every file's checksum.
+
+There is no wall clock, machine or path in it: two nights over the same inputs write the same bytes, and
+so have the same version. This module knows the declaration only; it must never open an ONNX graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recmeta.artifacts import to_json
+from recmeta.contexts import Contexts, Duration
+from recmeta.errors import IntegrityError
+from recmeta.models.calibration import Calibration
+
+MANIFEST_NAME = "manifest.json"
+VERSION = re.compile(r"^\d{8}-[0-9a-f]{12}$")
+
+Serves = Literal["shared", "adapter", "trees", "blend", "popularity", "nothing"]
+Part = Literal["network", "trees", "popularity"]
+
+_NEEDS_NETWORK = {"shared", "adapter", "blend"}
+_NEEDS_TREES = {"trees", "blend"}
+_PARTS: dict[str, set[Part]] = {
+    "shared": {"network"},
+    "adapter": {"network"},
+    "trees": {"trees"},
+    "blend": {"network", "trees"},
+    "popularity": {"popularity"},
+    "nothing": set(),
+}
+
+
+def check_file_path(path: str) -> str:
+    """Return ``path`` where it names a file inside a bundle's folder, in the one way to write it.
+
+    Raises:
+        ValueError: it is absolute, leaves the folder, or could be written more shortly.
+    """
+    parts = PurePosixPath(path).parts
+    plain = parts and str(PurePosixPath(path)) == path and not path.startswith("/") and ".." not in parts
+    if not plain or "\\" in path or "\0" in path or path == MANIFEST_NAME:
+        raise ValueError(f"expected the relative path of a file inside the bundle, found {path!r}")
+    return path
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("expected a time with a zone, found one without")
+    return value.astimezone(UTC)
+
+
+FilePath = Annotated[str, AfterValidator(check_file_path)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Instant = Annotated[datetime, AfterValidator(_utc)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Entry):
+    """What a file's bytes have to be."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Features(_Entry):
+    """The columns of ``dense``, in order, and what is needed to compute them."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    digest: str = Field(min_length=1)
+    half_lives: tuple[Duration, ...] = Field(min_length=1)
+    history_length: int = Field(ge=1)
+    popularity: str = Field(description="the column that popularity ranks by")
+
+    @model_validator(mode="after")
+    def _popularity_is_a_column(self) -> Features:
+        if self.popularity not in self.names:
+            raise ValueError(f"popularity names {self.popularity!r}, which is no column")
+        return self
+
+    @property
+    def popularity_index(self) -> int:
+        """Where `popularity` stands in a row of ``dense``."""
+        return self.names.index(self.popularity)
+
+
+class Unit(_Entry):
+    """One exported network, ``units/<name>/``: its graph, its vocabularies, its order of contexts."""
+
+    contexts: tuple[str, ...] = Field(min_length=1, description="names in order of index, which starts at 1")
+    users: int = Field(ge=0)
+    items: int = Field(ge=0)
+    categories: int = Field(ge=0)
+
+    def context_index(self, name: str) -> int:
+        """The index of a context in the graph's input ``context``; 0 (unknown) where it has none."""
+        return self.contexts.index(name) + 1 if name in self.contexts else 0
+
+
+class ContextEntry(_Entry):
+    """What one context serves."""
+
+    serves: Serves
+    reason: str
+    unit: str | None = Field(default=None, description="a name in `units`; its files are in units/<name>/")
+    adapter: FilePath | None = None
+    trees: FilePath | None = None
+    calibration: dict[Part, Calibration] = Field(
+        default_factory=dict,
+        description="of the network (with its adapter, where it has one), trees, popularity",
+    )
+    tree_weight: Annotated[Number, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="of a blend: the share of the trees' calibrated logit; the rest is the network's",
+    )
+    kept_from: str | None = Field(
+        default=None,
+        description="the version whose files still serve this context; none: they are this one's",
+    )
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_what_it_serves(self) -> ContextEntry:
+        needed = {
+            "unit": self.serves in _NEEDS_NETWORK and self.unit is None,
+            "adapter": self.serves == "adapter" and self.adapter is None,
+            "trees": self.serves in _NEEDS_TREES and self.trees is None,
+        }
+        missing = [name for name, lacks in needed.items() if lacks]
+        missing += [f"calibration of {part}" for part in sorted(_PARTS[self.serves] - set(self.calibration))]
+        if missing:
+            raise ValueError(f"serves {self.serves}, which needs {', '.join(missing)}")
+        for part, fitted in self.calibration.items():
+            if not (math.isfinite(fitted.slope) and math.isfinite(fitted.intercept) and fitted.slope > 0):
+                raise ValueError(
+                    f"calibration of {part}: expected a slope above 0 and an intercept, found {fitted}"
+                )
+        return self
+
+
+class Manifest(_Entry):
+    """All of a bundle that is not in its files, and the checksum of each of those."""
+
+    format_version: Literal[1] = 1
+    until: Instant = Field(description="the end of the night's data, a midnight, UTC")
+    parent: Annotated[str, Field(pattern=VERSION.pattern)] | None = Field(
+        default=None, description="the champion that this bundle had to beat"
+    )
+    seed: int
+    settings_digest: str
+    features: Features
+    declarations: Contexts = Field(description="contexts.yaml as it was")
+    units: dict[str, Unit]
+    contexts: dict[str, ContextEntry]
+    files: dict[FilePath, FileEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Manifest:
+        if set(self.contexts) != set(self.declarations.names):
+            raise ValueError(
+                f"contexts: expected those declared, {', '.join(self.declarations.names)}; "
+                f"found {', '.join(sorted(self.contexts)) or 'none'}"
+            )
+        for name, entry in self.contexts.items():
+            if entry.unit is not None and entry.unit not in self.units:
+                raise ValueError(f"context {name!r}: unit {entry.unit!r} is not among the units")
+        return self
+
+    def wanted_files(self) -> frozenset[str]:
+        """Files that the entries name, and that `files` must hold."""
+        named = {f"units/{unit}/graph.onnx" for unit in self.units}
+        for entry in self.contexts.values():
+            named |= {path for path in (entry.adapter, entry.trees) if path is not None}
+        return frozenset(named)
+
+    def to_bytes(self) -> bytes:
+        """The one way in which this manifest is written: equal manifests, equal bytes."""
+        return to_json(self.model_dump(mode="json")).encode()
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of `to_bytes`: the bundle's, because every file's checksum is in it."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def version(self) -> str:
+        """The bundle's name: the night's end and the start of its checksum."""
+        return f"{self.until:%Y%m%d}-{self.checksum[:12]}"
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, where: str) -> Manifest:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            IntegrityError: the bytes are no manifest of this format, or are written in another way.
+        """
+        try:
+            manifest = cls.model_validate_json(content)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(str(part) for part in fault["loc"]) or "file"
+            raise IntegrityError(f"{where}: no manifest of format 1: {place}: {fault['msg']}") from error
+        if manifest.to_bytes() != content:
+            raise IntegrityError(f"{where}: its bytes are not those that recmeta writes")
+        return manifest
