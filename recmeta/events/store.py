@@ -66,7 +66,8 @@ class _Arrival(Interaction):
 class IngestReport:
     """What became of the rows of one log: rows = accepted + duplicates + ignored + sum(refused).
 
-    Where an event type belongs to several contexts a row counts once for each of them.
+    Ignored are the event types that contexts.yaml says to ignore, and rows of nobody. Where an event
+    type belongs to several contexts a row counts once for each of them.
     """
 
     origin: str
@@ -136,6 +137,7 @@ def _ingest(
     raw = _read(source, path, contexts, simulator)
     progress("read", 1, 1)
     arrivals, ignored = _arrivals(raw.rows, contexts, now)
+    ignored += raw.left_out
     accepted, failure = _Arrival.filter(arrivals)
     refused = [_with_rules(failure)]
     fresh, replaced, duplicates = _against_store(settings, accepted)
