@@ -108,7 +108,7 @@ def ingest(
     with terminal.progress_bars() as progress:
         report = ingest_log(load_settings(workspace), source.value, path, progress=progress, **options)
     if as_json:
-        terminal.write_json(reports.ingest_as_json(report))
+        terminal.write_json(report.as_json())
     else:
         terminal.answers().print(reports.ingest_table(report))
 

@@ -6,12 +6,11 @@ The JSON of a verb holds everything; a table holds what a person needs to see fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from recmeta.terminal import table
@@ -21,10 +20,14 @@ if TYPE_CHECKING:
     from recmeta.events.store import IngestReport
     from recmeta.serving.recommender import Answer
 
-
-def ingest_as_json(report: IngestReport) -> dict[str, Any]:
-    """The report of an ingest; instants as ISO 8601."""
-    return _jsonable(asdict(report))
+RIVALS = {
+    "shared": "shared",
+    "trees": "trees",
+    "bias_only": "bias",
+    "popularity": "popular",
+    "incumbent": "before",
+}
+"""What a reader wants to compare with, and how its column is called."""
 
 
 def ingest_table(report: IngestReport) -> RenderableType:
@@ -33,6 +36,7 @@ def ingest_table(report: IngestReport) -> RenderableType:
         ("rows read", f"{report.rows:,}"),
         ("accepted", f"{report.accepted:,}"),
         ("known already", f"{report.duplicates:,}"),
+        ("of no context, left out", f"{report.ignored:,}"),
     ]
     rows += [(f"refused: {rule}", f"{count:,}") for rule, count in sorted(report.refused.items()) if count]
     shown: list[RenderableType] = [table(f"Ingested {report.origin}", ("", "rows"), rows, numeric=("rows",))]
@@ -64,25 +68,33 @@ def verdict(night: Mapping[str, Any]) -> str:
 
 
 def contexts_table(contexts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    """One line a context: what serves it, its test figures, and the gate's reason."""
+    """One line a context: what serves it, beside what it had to beat; then the gates' reasons."""
+    rivals = [
+        rival
+        for rival in RIVALS
+        if any(_auc(found.get("metrics") or {}, rival) for found in contexts.values())
+    ]
     rows = []
     for name, context in contexts.items():
-        metrics = context.get("metrics") or {}
+        serves, metrics = str(context.get("serves", "nothing")), context.get("metrics") or {}
         rows.append(
             (
                 name,
-                str(context.get("serves", "")),
-                _figure(metrics.get("auc")),
-                _figure(metrics.get("log_loss")),
-                str(context.get("reason", "")),
+                serves,
+                _interval(_auc(metrics, serves)),
+                *(_value(_auc(metrics, rival)) for rival in rivals),
             )
         )
-    return table(
-        "What serves each context, and why (figures on later, unseen data)",
-        ("context", "serves", "AUC", "log-loss", "reason"),
+    figures = table(
+        "What serves each context: AUC on later, unseen data, with 95 % intervals",
+        ("context", "serves", "its AUC", *(RIVALS[rival] for rival in rivals)),
         rows,
-        numeric=("AUC", "log-loss"),
+        numeric=("its AUC", *RIVALS.values()),
     )
+    reasons = Table.grid(padding=(0, 1, 0, 0))
+    for name, context in contexts.items():
+        reasons.add_row(Text(f"  {name}:", style="bold"), Text(str(context.get("reason", ""))))
+    return Group(figures, Text("Why:", style="bold"), reasons)
 
 
 def stage_table(name: str, report: Mapping[str, Any]) -> RenderableType:
@@ -152,17 +164,19 @@ def bundles_table(listed: Mapping[str, Any]) -> RenderableType:
     return table("Bundles, the newest night first", ("", "version", "promoted (UTC)", "serves"), rows)
 
 
-def _figure(value: Any) -> str:
-    """A figure, with its interval where it has one."""
-    if value is None:
-        return "-"
-    if isinstance(value, Mapping):
-        if value.get("value") is None:
-            return "-"
-        low, high = value.get("low"), value.get("high")
-        interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        return f"{value['value']:.3f}{interval}"
-    return f"{value:.3f}"
+def _auc(metrics: Mapping[str, Any], candidate: str) -> Mapping[str, float | None]:
+    found = metrics.get(candidate, {}).get("auc")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _value(estimate: Mapping[str, float | None]) -> str:
+    value = estimate.get("value")
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(estimate: Mapping[str, float | None]) -> str:
+    low, high = estimate.get("low"), estimate.get("high")
+    return _value(estimate) + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def _short(value: Any) -> str:
@@ -173,11 +187,3 @@ def _short(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_short(inner) for inner in value)
     return escape(str(value)) if isinstance(value, str) else str(value)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    return value.isoformat() if isinstance(value, datetime) else value

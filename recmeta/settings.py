@@ -122,7 +122,7 @@ class ServingSettings(_Group):
     """What a recommender considers, and what the server accepts."""
 
     alive_within: Duration = Field(
-        default=timedelta(days=30),
+        default=timedelta(days=14),
         description="an item that nobody touched for longer is not recommended; and where the whole log is "
         "older, answers are given as of its end",
     )

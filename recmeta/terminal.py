@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -19,6 +21,9 @@ from rich.table import Table
 
 WIDEST = 100
 """Columns; a table on a wider terminal gains nothing but distance between its numbers."""
+
+WIDEST_UNFOLDED = 12
+"""Columns; a cell is not folded below this to make room for another."""
 
 ReportProgress = Callable[[str, int, int], None]
 
@@ -92,12 +97,22 @@ def table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
 ) -> Table:
     """A table; the columns named in ``numeric`` stand to the right. Cells are text, never markup."""
-    made = Table(title=title and escape(title), title_justify="left", title_style="bold", header_style="bold")
-    for column in columns:
+    made = Table(
+        title=title and escape(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for number, column in enumerate(columns):
+        longest = max((cell_len(row[number]) for row in rows), default=0)
         made.add_column(
             column,
             justify="right" if column in numeric else "left",
             no_wrap=column in numeric,
+            min_width=min(longest, WIDEST_UNFOLDED),
             overflow="fold",
         )
     for row in rows:
