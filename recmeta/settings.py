@@ -80,12 +80,26 @@ class TrainingSettings(_Group):
     tasks: int = Field(default=8, ge=1, description="tasks a meta-batch")
     support: int = Field(default=64, ge=1)
     query: int = Field(default=64, ge=1)
+    rows_per_task: int = Field(
+        default=256,
+        ge=1,
+        description="rows of a task without inner steps: no support, larger batches",
+    )
     inner_steps: int = Field(default=3, ge=0)
     inner_rate: float = Field(default=0.1, gt=0)
     rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    table_rate: float = Field(default=2e-3, gt=0, description="of embedding tables (sparse Adam)")
+    weight_decay: float = Field(default=1e-2, ge=0, description="of dense layers, decoupled (AdamW)")
+    table_decay: float = Field(default=1e-4, ge=0, description="L2 on the vectors that a batch looks up")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of hidden units left out in training")
+    average: float = Field(
+        default=0.98, ge=0, lt=1, description="decay of the running mean of weights that is judged and kept"
+    )
     unknown_share: float = Field(
-        default=0.2, ge=0, lt=1, description="share of ids hidden in training, so that unknown ones are ordinary"
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="share of ids hidden in training: unknown is ordinary",
     )
     max_steps: int = Field(default=1500, ge=1)
     warm_steps: int = Field(default=150, ge=1, description="steps of a night that starts from the last one's")
@@ -94,7 +108,7 @@ class TrainingSettings(_Group):
     adapt_steps: int = Field(default=100, ge=1)
     adapt_rate: float = Field(default=3e-3, gt=0)
     adapt_proximal: float = Field(default=30.0, ge=0, description="L2 to the zero adapter, divided by rows")
-    adapt_chunk: int = Field(default=64, ge=1, description="contexts in one batched program (one mapped task)")
+    adapt_chunk: int = Field(default=64, ge=1, description="contexts in one batched program, one mapped task")
 
 
 class TreeSettings(_Group):
@@ -127,7 +141,9 @@ class ServingSettings(_Group):
         "older, answers are given as of its end",
     )
     most_candidates: int = Field(
-        default=2000, ge=1, description="scored for one answer; the most recently touched, where more are alive"
+        default=2000,
+        ge=1,
+        description="scored for one answer; the most recently touched, where more are alive",
     )
     most_items: int = Field(default=1000, ge=1, description="given to rank, or asked of recommend, at once")
     largest_body: int = Field(
