@@ -18,7 +18,7 @@ from recmeta.terminal import table
 if TYPE_CHECKING:
     from recmeta.bundle.store import BundleStore
     from recmeta.events.store import IngestReport
-    from recmeta.serving.recommender import Answer
+    from recmeta.serving.answers import Answer
 
 RIVALS = {
     "shared": "shared",

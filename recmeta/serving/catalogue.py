@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from recmeta.errors import IntegrityError
+from recmeta.events.schema import known_timestamp
 
 CATALOGUE = "catalogue.parquet"
 SCHEMA = {
@@ -20,6 +21,29 @@ SCHEMA = {
     "first_known": pl.Datetime("us", "UTC"),
     "last_known": pl.Datetime("us", "UTC"),
 }
+
+
+def catalogue_table(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Make the table of all items of a log (columns of ``Interaction``) and of the item table, by item_id.
+
+    An item that no interaction touched has no instants, and is never alive.
+    """
+    touched = (
+        events.select("item_id", known_timestamp())
+        .group_by("item_id")
+        .agg(
+            pl.col("known_timestamp").min().alias("first_known"),
+            pl.col("known_timestamp").max().alias("last_known"),
+        )
+    )
+    return (
+        touched.join(items.lazy(), on="item_id", how="full", coalesce=True)
+        .with_columns(pl.col("categories").fill_null([]))
+        .select(list(SCHEMA))
+        .cast(SCHEMA)
+        .sort("item_id")
+        .collect()
+    )
 
 
 class Catalogue:

@@ -64,7 +64,7 @@ class Scorer:
                     self._networks[entry.unit] = _Network(
                         bundle, entry.unit, manifest.units[entry.unit], width
                     )
-                if entry.adapter is not None:
+                if entry.serves != "shared" and entry.adapter is not None:
                     self._adapters[name] = _load_adapter(bundle.file(entry.adapter))
             if entry.serves in ("trees", "blend") and entry.trees is not None:
                 self._trees[name] = _Trees(bundle.file(entry.trees), width)
@@ -98,18 +98,14 @@ class Scorer:
     def _logits(self, context: str, entry: ContextEntry, candidates: Candidates) -> Floats:
         if entry.serves in ("popularity", "nothing"):
             return self._popularity(entry, candidates)
-        parts: list[tuple[float, Floats]] = []
-        if entry.unit in self._networks:
-            raw = self._networks[entry.unit].run(context, candidates, self._adapters.get(context))
-            share = entry.network_weight if entry.serves == "blend" else 1.0
-            parts.append((share, entry.calibration["network"].apply(raw)))
-        if context in self._trees:
-            share = 1.0 - entry.network_weight if entry.serves == "blend" else 1.0
-            raw = self._trees[context].run(candidates.dense)
-            parts.append((share, entry.calibration["trees"].apply(raw)))
+        trees = {"trees": 1.0, "blend": entry.tree_weight}.get(entry.serves, 0.0)
         mixed = np.zeros(len(candidates.item_ids))
-        for share, logits in parts:
-            mixed += share * logits
+        if trees < 1.0 and entry.unit is not None:
+            raw = self._networks[entry.unit].run(context, candidates, self._adapters.get(context))
+            mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
+        if trees > 0.0:
+            raw = self._trees[context].run(candidates.dense)
+            mixed += trees * entry.calibration["trees"].apply(raw)
         return mixed
 
     def _popularity(self, entry: ContextEntry, candidates: Candidates) -> Floats:
