@@ -1,8 +1,8 @@
-"""The stages of a night, in order: each a few lines that call the rooms below.
+"""The stages of a night, by name and in order, and the night as a whole.
 
 The command line and the DAG call the same functions by the same names. A stage reads artifacts and
 writes artifacts; run twice over the same inputs it writes the same bytes, so that a night that died
-anywhere can be run again. This module must never hold an algorithm.
+anywhere can be run again. This module must never hold what a stage does: recmeta.stages has that.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from recmeta import artifacts
-from recmeta.contexts import Contexts, load_contexts
-from recmeta.errors import BusyError, InputError, IntervalError, NotFoundError
-from recmeta.events.ledger import Interval, check_interval
-from recmeta.events.store import IngestReport, event_span, ingest, scan_events
+from recmeta.errors import BusyError, InputError
 from recmeta.settings import Settings, load_settings
 
 Progress = Callable[[str, int, int], None]
@@ -30,88 +26,142 @@ Progress = Callable[[str, int, int], None]
 Report = dict[str, Any]
 """What a stage tells: small, and JSON all the way down."""
 
-LOCK_WAIT = 600.0
-"""Seconds that a stage waits for another stage's lock; a whole night never waits."""
+STAGES = (
+    "features",
+    "labels",
+    "rows",
+    "materialize",
+    "train",
+    "challengers",
+    "adapt",
+    "evaluate",
+    "publish",
+)
+
+SHARED_STATE = frozenset({"features", "labels", "rows", "materialize", "publish"})
+"""Stages that change what other nights read too; the others write into the night's own folder only."""
+
+STAGE_WAIT = 600.0
+"""Seconds that a single stage waits for a lock. A whole night does not wait: two at once are a mistake."""
 
 
-@dataclass(frozen=True)
-class Night:
-    """One night: its settings, its contexts, its end, and the folder where its artifacts lie."""
-
-    settings: Settings
-    contexts: Contexts
-    until: datetime
-    folder: Path
-    parent: str | None
-    """The champion's version when this night was first planned; what its challengers must beat."""
-
-    @classmethod
-    def plan(cls, settings: Settings, until: datetime | str | None = None) -> Night:
-        """Say what the night that ends at ``until`` is made of.
-
-        The night's folder is named by its end and a digest of its inputs: the same inputs find the
-        same folder and, with it, the parent that was written down at first. ``until`` is a midnight,
-        UTC; the default is the midnight after the last event, or the last midnight if that is earlier.
-
-        Raises:
-            InputError: nothing was ingested yet, or ``until`` is not a date.
-            IntervalError: ``until`` is not a midnight, in the future, or before the first event.
-        """
-        contexts = load_contexts(settings.contexts_file)
-        span = event_span(settings)
-        if span is None:
-            raise InputError(f"{settings.workspace} holds no interactions; run `recmeta ingest` first")
-        now = datetime.now(UTC)
-        end = min(span.end, _midnight(now)) if until is None else parse_until(until)
-        check_interval(Interval(span.start, end), now)
-        inputs = artifacts.digest_of(
-            contexts.model_dump(mode="json"),
-            settings.model_dump(mode="json", exclude={"workspace", "stores"}),
-            _fingerprint(settings, end),
-        )
-        folder = settings.runs_folder / f"{end:%Y%m%d}-{inputs[:12]}"
-        plan = folder / "night.json"
-        if not plan.exists():
-            from recmeta.bundle.store import BundleStore
-
-            artifacts.write_json(
-                plan,
-                {"until": end.isoformat(), "parent": BundleStore(settings.bundles_folder).champion_version()},
-            )
-        return cls(settings, contexts, end, folder, artifacts.read_json(plan)["parent"])
-
-
-def _midnight(instant: datetime) -> datetime:
-    return instant.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def parse_until(value: datetime | str) -> datetime:
-    """Read a night's end: a date or a midnight, UTC.
+@contextmanager
+def workspace_lock(settings: Settings, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold the workspace, so that no two runs change its shared state at once; re-entrant in a process.
 
     Raises:
-        InputError: not a date.
-        IntervalError: not a midnight.
+        BusyError: another process still holds it after ``wait`` seconds.
     """
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise InputError(f"until: expected a date such as 2026-06-30, found {value!r}") from error
-    if value.tzinfo is None:
-        value = value.replace(tzinfo=UTC)
-    if value != _midnight(value):
-        raise IntervalError(f"until: expected a midnight, UTC, because nights are whole days; found {value.isoformat()}")
-    return value.astimezone(UTC)
+    settings.workspace.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.workspace / ".lock", is_singleton=True, thread_local=False)
+    try:
+        with lock.acquire(timeout=wait):
+            yield
+    except Timeout as error:
+        raise BusyError(
+            f"another run holds {settings.workspace}; this one did nothing. Try again when it has ended"
+        ) from error
 
 
-def _fingerprint(settings: Settings, until: datetime) -> list[int]:
-    """Two numbers that change when any interaction known before ``until`` does (or the items do)."""
-    import polars as pl
+def ingest(workspace: Path | str, source: str, path: Path | None = None, **options: Any) -> Any:
+    """Take a log into the workspace; see `recmeta.events.store.ingest`, with the workspace held."""
+    from recmeta.events.store import ingest as ingest_log
 
-    from recmeta.events.store import read_items
+    settings = load_settings(workspace)
+    with workspace_lock(settings):
+        return ingest_log(settings, source, path, **options)
 
-    rows = scan_events(settings, None, until).select(
-        pl.len().alias("rows"), pl.struct(pl.all()).hash(seed=0).sum().alias("hash")
-    )
-    found = rows.collect().row(0)
-    return [*found, int(read_items(settings).hash_rows(seed=0).sum())]
+
+def run_stage(
+    workspace: Path | str,
+    stage: str,
+    until: datetime | str | None = None,
+    *,
+    chunk: int | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Report:
+    """Run one stage of the night that ends at ``until``, by its name.
+
+    Args:
+        chunk: which group of contexts to adapt; left out, all of them.
+        overrides: settings, as in `load_settings`.
+
+    Returns:
+        The stage's report: small, JSON.
+
+    Raises:
+        InputError: no such stage.
+        BusyError: another run holds the workspace.
+    """
+    from recmeta.stages.night import Night
+
+    if stage not in STAGES:
+        raise InputError(f"stage: expected one of {', '.join(STAGES)}, found {stage!r}")
+    settings = load_settings(workspace, **overrides)
+    night = Night.plan(settings, until)
+    if stage not in SHARED_STATE:
+        return _run(night, stage, chunk, progress)
+    with workspace_lock(settings, wait=STAGE_WAIT):
+        return _run(night, stage, chunk, progress)
+
+
+def adapt_chunks(workspace: Path | str, until: datetime | str | None = None, **overrides: Any) -> list[int]:
+    """Number the groups of contexts whose adapters are fitted in one batched program each."""
+    from recmeta.stages.learn import chunks
+    from recmeta.stages.night import Night
+
+    return list(range(len(chunks(Night.plan(load_settings(workspace, **overrides), until)))))
+
+
+def run_night(
+    workspace: Path | str,
+    until: datetime | str | None = None,
+    *,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Report:
+    """Run all stages, from features to a promoted bundle (or to the reason why there is none).
+
+    Returns:
+        ``version`` (None where none was made), ``promoted``, ``reason``, ``champion``, ``contexts``,
+        ``until``, ``parent``, and ``seconds`` by stage; also written to the night's folder.
+
+    Raises:
+        BusyError: another run holds the workspace.
+    """
+    from recmeta.stages.night import Night, forget_rows
+
+    settings = load_settings(workspace, **overrides)
+    with workspace_lock(settings):
+        artifacts.remove_leftovers(settings.workspace)
+        night = Night.plan(settings, until)
+        seconds = {}
+        report: Report = {}
+        for stage in STAGES:
+            started = time.monotonic()
+            report = _run(night, stage, None, progress)
+            seconds[stage] = round(time.monotonic() - started, 3)
+        forget_rows()
+        report = {**report, "seconds": seconds}
+        artifacts.write_json(night.folder / "report.json", report)
+        return report
+
+
+def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -> Report:
+    from recmeta.stages import evaluate, learn, prepare, publish
+
+    if stage == "adapt":
+        wanted = range(len(learn.chunks(night))) if chunk is None else [chunk]
+        return {"chunks": [learn.adapt(night, number) for number in wanted]}
+    work: dict[str, Callable[[Any, Progress | None], Report]] = {
+        "features": prepare.features,
+        "labels": prepare.labels,
+        "rows": prepare.rows,
+        "materialize": prepare.materialize,
+        "train": learn.train,
+        "challengers": learn.challengers,
+        "evaluate": evaluate.evaluate,
+        "publish": publish.publish,
+    }
+    return work[stage](night, progress)
