@@ -216,6 +216,11 @@ class Settings(BaseSettings):
         return self.workspace / "labels"
 
     @property
+    def rows_folder(self) -> Path:
+        """Training rows: one folder a context, one file a month."""
+        return self.workspace / "rows"
+
+    @property
     def features_folder(self) -> Path:
         """Feature rows: one folder a view, one file a day."""
         return self.workspace / "features"

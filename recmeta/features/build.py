@@ -197,13 +197,11 @@ def _stamped(rows: pl.DataFrame, view: View) -> pl.DataFrame:
         rows.unique([*view.keys, "known_timestamp"], keep="last", maintain_order=True)
         .with_columns(instant.alias("event_timestamp"), instant.alias("created_timestamp"))
         .select(view.schema.names())
-        .cast(dict(view.schema))
+        .cast(view.schema)
     )
 
 
-def _history_rows(
-    events: pl.DataFrame, partitions: Partitions, start: datetime, length: int
-) -> pl.DataFrame:
+def _history_rows(events: pl.DataFrame, partitions: Partitions, start: datetime, length: int) -> pl.DataFrame:
     """The users' last items after each engagement that changed them."""
     engaged = events.filter(pl.col("label") == 1)
     if engaged.is_empty():
@@ -225,5 +223,3 @@ def _history_rows(
 def prepended(history: tuple[str, ...], item: str, length: int) -> tuple[str, ...]:
     """Put an item at the front of a history of at most ``length``; the same again changes nothing."""
     return history if history[:1] == (item,) else (item, *history[: length - 1])
-
-

@@ -29,6 +29,9 @@ Int64s = npt.NDArray[np.int64]
 MICROSECONDS_PER_HOUR = 3_600_000_000.0
 MICROSECONDS_PER_DAY = 86_400_000_000
 
+LARGEST = 1e30
+"""A counter stays below this, whatever the weights: Float32 must not overflow to infinity."""
+
 VISIBLE_AFTER = 1
 """Microseconds after which an interaction may be used: a row is valid strictly after it became known."""
 
@@ -111,7 +114,7 @@ def step(values: Float32s, since: Int64s, new: Occurrences, half_lives: Sequence
     latest = moved[:, -2]
     moved[:, -2] = np.where(yes & ((latest < 0) | (late < latest)), late, latest)
     moved[:, -1] = np.maximum(moved[:, -1], late)
-    return moved.astype(np.float32)
+    return np.minimum(moved, LARGEST).astype(np.float32)
 
 
 def fold(

@@ -1,0 +1,248 @@
+"""Put counters together as the dense row that models read: one layout, offline and online.
+
+Three blocks. *Named* columns hold each context's own counters. *Role* columns hold the same by what a
+context is to the row: the target, and the mean and the peak of the others (the largest count, the
+shortest time); so a surface that is new works through columns whose use was learnt on others. *Common*
+columns hold rates, ages and the time of day. No column says which context the row is of.
+
+This module knows numpy only: the training rows and the server call `FeatureSpace.assemble` with the same
+stored counters and the same instants, and get the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import numpy.typing as npt
+
+from recmeta.artifacts import digest_of
+from recmeta.contexts import Contexts, ExposureNegatives, SampledNegatives
+from recmeta.errors import SchemaError
+from recmeta.features.counters import MICROSECONDS_PER_HOUR, advance, empty_state, split_row_time
+from recmeta.features.schema import ITEM, KINDS, USER, USER_ITEM, counter_names, duration_label, view_name
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+
+NO_ROW_HOURS = 10_000.0
+"""Hours since what never happened: longer than a year, so that a model can tell it from the rare."""
+
+RATE_WEIGHT = 5.0
+"""Exposures that the prior of a rate counts for: below about five a rate says more of luck than of taste."""
+
+RATE_PRIOR = 0.1
+"""The rate of whom nothing is known. Only the order matters to a model; its bias takes up the level."""
+
+POPULARITY_WINDOW = timedelta(days=7)
+"""Half-life of the counter that the popularity baseline ranks by: a week of fading."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one view as stored: ``values`` f32 [n, W] (`counter_names`), ``hours`` f64 [n] since each row.
+
+    Where there is no row, ``hours`` is NaN or negative and the values are ignored.
+    """
+
+    values: Float32s
+    hours: Float64s
+
+
+def stored_block(values: Float32s, there: npt.NDArray[np.bool_], instants: npt.NDArray[np.int64]) -> Block:
+    """Make a block of stored values, with their own instants (`ROW_TIME`), as they stand at ``instants``.
+
+    Args:
+        values: [n, W + 3]; ignored where ``there`` is False.
+        there: whether there is a row, [n].
+        instants: microseconds since 1970, UTC, [n], each not before its row's.
+    """
+    counters, stamps = split_row_time(values)
+    hours = (instants - stamps) / MICROSECONDS_PER_HOUR
+    return Block(counters, np.where(there, hours, np.nan))
+
+
+class FeatureSpace:
+    """The columns of a dense row, given the declared contexts and the counters' half-lives."""
+
+    def __init__(self, contexts: Contexts, half_lives: Sequence[timedelta], history_length: int) -> None:
+        self.contexts = contexts
+        self.half_lives = tuple(half_lives)
+        self.history_length = history_length
+        self._counters = counter_names(self.half_lives)
+        self._longest = duration_label(max(self.half_lives))
+        nearest = min(self.half_lives, key=lambda half_life: abs(half_life - POPULARITY_WINDOW))
+        self._popular = f"positives_{duration_label(nearest)}"
+        self._negatives = any(context.negative_events for context in contexts.declared())
+        self.names = self._layout()
+        self._index = {name: index for index, name in enumerate(self.names)}
+        self.size = len(self.names)
+        self.digest = digest_of(
+            list(self.names),
+            [half_life.total_seconds() for half_life in self.half_lives],
+            history_length,
+            {name: contexts.feature_sources(name) for name in contexts.names},
+            {name: self._exposures_of(name) for name in contexts.names},
+            [NO_ROW_HOURS, RATE_WEIGHT, RATE_PRIOR],
+        )
+
+    # Layout ---------------------------------------------------------------------------------------
+
+    def _columns(self, kind: str, *, negatives: bool) -> tuple[str, ...]:
+        """Which counters of a kind become columns."""
+        if kind == USER_ITEM:
+            return ("positives", self._popular, "hours_since_positive")
+        return tuple(name for name in self._counters if negatives or not name.startswith("negatives"))
+
+    def _layout(self) -> tuple[str, ...]:
+        names: list[str] = []
+        for context in self.contexts.declared():
+            for kind in KINDS:
+                negatives = bool(context.negative_events)
+                names += [f"{context.name}:{kind}:{c}" for c in self._columns(kind, negatives=negatives)]
+        for kind in KINDS:
+            names += [f"target:{kind}:{c}" for c in self._columns(kind, negatives=self._negatives)]
+        for role in ("mean", "peak"):
+            for kind in (USER, ITEM):
+                names += [f"{role}:{kind}:{c}" for c in self._columns(kind, negatives=self._negatives)]
+        for kind in (USER, ITEM):
+            names += [f"rate:{kind}:total", f"rate:{kind}:{self._longest}"]
+        names += ["age:item", "age:user", "seen:item", "seen:user"]
+        return (*names, "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
+
+    def popularity_column(self) -> str:
+        """The column that the popularity baseline ranks by: the item's recent positives in the target."""
+        return f"target:{ITEM}:{self._popular}"
+
+    def index(self, name: str) -> int:
+        """Where a column stands.
+
+        Raises:
+            SchemaError: there is no such column.
+        """
+        try:
+            return self._index[name]
+        except KeyError:
+            raise SchemaError(f"expected one of {self.size} feature columns, found {name!r}") from None
+
+    def views(self, context: str) -> tuple[str, ...]:
+        """The counter views that rows of ``context`` read."""
+        return tuple(
+            view_name(kind, source) for source in self.contexts.feature_sources(context) for kind in KINDS
+        )
+
+    def _exposures_of(self, context: str) -> list[str]:
+        """What a context's positives are a share of: counters, as 'context:counter'."""
+        source = self.contexts[context].negatives.source
+        if isinstance(source, ExposureNegatives):
+            return [f"{source.context}:positives"]
+        if isinstance(source, SampledNegatives):
+            return [f"{name}:positives" for name in self.contexts.feature_sources(context)]
+        return [f"{context}:positives", f"{context}:negatives"]
+
+    # Rows -----------------------------------------------------------------------------------------
+
+    def assemble(
+        self, context: str, blocks: Mapping[str, Block], instants: npt.NDArray[np.int64]
+    ) -> Float32s:
+        """Make the dense rows of one context.
+
+        Args:
+            context: the target.
+            blocks: by view, for each of `views`; one that is left out counts as without rows.
+            instants: microseconds since 1970, UTC, [n].
+
+        Returns:
+            [n, size], finite.
+
+        Raises:
+            ContextError: ``context`` is not declared.
+            SchemaError: a block whose shape is not [n, W].
+        """
+        rows = len(instants)
+        sources = self.contexts.feature_sources(context)
+        counters = {
+            (name, kind): self._advanced(view_name(kind, name), blocks, rows)
+            for name in sources
+            for kind in KINDS
+        }
+        dense = np.zeros((rows, self.size), dtype=np.float32)
+        for (name, kind), values in counters.items():
+            for column in self._columns(kind, negatives=bool(self.contexts[name].negative_events)):
+                dense[:, self._index[f"{name}:{kind}:{column}"]] = self._shown(values, column)
+        self._put_roles(dense, context, sources, counters)
+        self._put_rates(dense, context, counters)
+        for kind in (ITEM, USER):
+            first = np.max([counters[name, kind][:, -1] for name in sources], axis=0)
+            dense[:, self._index[f"age:{kind}"]] = np.log1p(np.maximum(first, 0.0))
+            dense[:, self._index[f"seen:{kind}"]] = first >= 0
+        _put_time(dense[:, -4:], instants)
+        return dense
+
+    def _advanced(self, view: str, blocks: Mapping[str, Block], rows: int) -> Float32s:
+        """A view's counters at the rows' instants; those of nothing where there is no row."""
+        values = empty_state(rows, self.half_lives)
+        block = blocks.get(view)
+        if block is None:
+            return values
+        if block.values.shape != values.shape or block.hours.shape != (rows,):
+            raise SchemaError(
+                f"view {view}: expected values {values.shape} and hours {(rows,)}, "
+                f"found {block.values.shape} and {block.hours.shape}"
+            )
+        there = np.flatnonzero(block.hours >= 0)
+        values[there] = advance(block.values[there], block.hours[there], self.half_lives)
+        return values
+
+    def _shown(self, values: Float32s, counter: str) -> Float32s:
+        """One counter as a model reads it: logarithms of counts and of hours."""
+        column = np.ascontiguousarray(values[:, self._counters.index(counter)])
+        if counter.startswith("hours"):
+            column = np.where(column < 0, np.float32(NO_ROW_HOURS), column)
+        return np.log1p(column, dtype=np.float32)
+
+    def _put_roles(
+        self,
+        dense: Float32s,
+        context: str,
+        sources: Sequence[str],
+        counters: Mapping[tuple[str, str], Float32s],
+    ) -> None:
+        others = [name for name in sources if name != context]
+        for kind in KINDS:
+            for column in self._columns(kind, negatives=self._negatives):
+                target = self._shown(counters[context, kind], column)
+                dense[:, self._index[f"target:{kind}:{column}"]] = target
+                if kind == USER_ITEM:
+                    continue
+                shown = [self._shown(counters[name, kind], column) for name in others]
+                if not shown and column.startswith("hours"):
+                    shown = [np.full(len(dense), np.log1p(np.float32(NO_ROW_HOURS)), dtype=np.float32)]
+                if shown:
+                    total = np.sum(shown, axis=0, dtype=np.float32)
+                    dense[:, self._index[f"mean:{kind}:{column}"]] = total / np.float32(len(shown))
+                    peak = np.min if column.startswith("hours") else np.max
+                    dense[:, self._index[f"peak:{kind}:{column}"]] = peak(shown, axis=0)
+
+    def _put_rates(self, dense: Float32s, context: str, counters: Mapping[tuple[str, str], Float32s]) -> None:
+        for kind in (USER, ITEM):
+            for label, suffix in (("total", ""), (self._longest, f"_{self._longest}")):
+                hits = counters[context, kind][:, self._counters.index(f"positives{suffix}")]
+                terms = [tuple(term.split(":")) for term in self._exposures_of(context)]
+                read = [(name, counter) for name, counter in terms if (name, kind) in counters]
+                exposures = np.zeros(len(dense), dtype=np.float32) if read else hits
+                for name, counter in read:
+                    exposures += counters[name, kind][:, self._counters.index(f"{counter}{suffix}")]
+                smoothed = (hits + RATE_WEIGHT * RATE_PRIOR) / (exposures + RATE_WEIGHT)
+                dense[:, self._index[f"rate:{kind}:{label}"]] = smoothed
+
+
+def _put_time(columns: Float32s, instants: npt.NDArray[np.int64]) -> None:
+    """Hour of the day and day of the week (UTC, 1970-01-01 was a Thursday), each as a point on a circle."""
+    hours = instants / MICROSECONDS_PER_HOUR
+    for place, angle in ((0, hours / 24.0), (2, (hours / 24.0 + 3.0) / 7.0)):
+        turned = 2.0 * np.pi * (angle - np.floor(angle))
+        columns[:, place] = np.sin(turned)
+        columns[:, place + 1] = np.cos(turned)
