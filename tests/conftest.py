@@ -46,12 +46,18 @@ def _program(name: str, *folders: str) -> Path | None:
     return candidates[-1] if candidates else None
 
 
-def free_port() -> int:
+def _free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on at this moment."""
+    return _free_port()
 
 
 def _ends_with_the_tests() -> list[str]:
@@ -116,7 +122,7 @@ def _postgres_server() -> Iterator[str]:
         _missing("PostgreSQL")
     import psycopg
 
-    user, password, port = _unprivileged_user(), secrets.token_hex(8), free_port()
+    user, password, port = _unprivileged_user(), secrets.token_hex(8), _free_port()
     # Not pytest's own temporary folder: that one is closed to the user who runs the server.
     with tempfile.TemporaryDirectory(prefix="recmeta-postgres-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -214,7 +220,7 @@ def _redis_server() -> Iterator[str]:
         _missing("Redis")
     import redis
 
-    port = free_port()
+    port = _free_port()
 
     def answers() -> bool:
         with redis.Redis(port=port) as client:
