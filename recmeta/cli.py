@@ -101,12 +101,11 @@ def ingest(
     if seed is not None and source is not Source.SIMULATOR:
         raise InputError(f"ingest --seed belongs to --source simulator, found --source {source}")
     from recmeta import reports, terminal
-    from recmeta.events.store import ingest as ingest_log
-    from recmeta.settings import load_settings
+    from recmeta.pipeline import ingest as ingest_log
 
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
     with terminal.progress_bars() as progress:
-        report = ingest_log(load_settings(workspace), source.value, path, progress=progress, **options)
+        report = ingest_log(workspace, source.value, path, progress=progress, **options)
     if as_json:
         terminal.write_json(report.as_json())
     else:

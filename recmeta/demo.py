@@ -32,8 +32,8 @@ from recmeta.contexts import (
 )
 from recmeta.errors import InputError
 from recmeta.events.schema import INTERACTION_SCHEMA
-from recmeta.events.store import ingest, scan_events
-from recmeta.pipeline import run_night
+from recmeta.events.store import scan_events
+from recmeta.pipeline import ingest, run_night
 from recmeta.serving.answers import Answer
 from recmeta.serving.recommender import Recommender
 from recmeta.settings import Settings, load_settings
@@ -103,7 +103,7 @@ def _fresh_workspace(workspace: Path) -> Settings:
 def _tell_log(console: Console, settings: Settings, seed: int) -> None:
     _heading(console, "1. What happened on the product")
     with terminal.progress_bars() as progress:
-        report = ingest(settings, "simulator", seed=seed, progress=progress)
+        report = ingest(settings.workspace, "simulator", seed=seed, progress=progress)
     events = scan_events(settings)
     people, posts = events.select(pl.col("user_id").n_unique(), pl.col("item_id").n_unique()).collect().row(0)
     first, last = report.first_known, report.last_known

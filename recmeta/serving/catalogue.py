@@ -15,12 +15,14 @@ from recmeta.errors import IntegrityError
 from recmeta.events.schema import known_timestamp
 
 CATALOGUE = "catalogue.parquet"
-SCHEMA = {
-    "item_id": pl.String,
-    "categories": pl.List(pl.String),
-    "first_known": pl.Datetime("us", "UTC"),
-    "last_known": pl.Datetime("us", "UTC"),
-}
+SCHEMA = pl.Schema(
+    {
+        "item_id": pl.String(),
+        "categories": pl.List(pl.String()),
+        "first_known": pl.Datetime("us", "UTC"),
+        "last_known": pl.Datetime("us", "UTC"),
+    }
+)
 
 
 def catalogue_table(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
@@ -56,8 +58,8 @@ class Catalogue:
             IntegrityError: its columns are not item_id, categories, first_known, last_known.
         """
         table = pl.read_parquet(path)
-        if dict(table.schema) != SCHEMA:
-            raise IntegrityError(f"{path}: expected columns {SCHEMA}, found {dict(table.schema)}")
+        if table.schema != SCHEMA:
+            raise IntegrityError(f"{path}: expected columns {dict(SCHEMA)}, found {dict(table.schema)}")
         table = table.sort("last_known", "item_id", descending=[True, False], nulls_last=True)
         self._ids: list[str] = table["item_id"].to_list()
         self._last: list[datetime | None] = table["last_known"].to_list()

@@ -6,7 +6,6 @@ read a feature store or decide which items to score.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,26 @@ import onnxruntime as ort
 
 from recmeta.bundle.manifest import ContextEntry, Unit
 from recmeta.bundle.store import Bundle
+from recmeta.bundle.unit import read_ids
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import IntegrityError, NotFoundError, SchemaError
 from recmeta.models.calibration import Calibration
 
 Floats = npt.NDArray[np.float64]
 
+_NOT_LOADED = (
+    ort.capi.onnxruntime_pybind11_state.Fail,
+    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    ort.capi.onnxruntime_pybind11_state.NotImplemented,
+)
+
 SMALLEST_BATCH = 2
 """The exporter has no batch of one row (a dimension of one is a constant to it), so one row is doubled."""
+
+LARGEST_BATCH = 16_384
+"""Rows of one run: a night's worth of rows in one piece would hold a gigabyte of activations."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,40 @@ class Scorer:
     def score(self, context: str, candidates: Candidates) -> Floats:
         """Return the probability of engagement of each candidate, float64 [n], in [0, 1].
 
+        Raises:
+            NotFoundError, SchemaError: as `logits`.
+        """
+        logits = self.logits(
+            context,
+            users=[candidates.user_id],
+            items=candidates.item_ids,
+            categories=candidates.categories,
+            histories=[candidates.history],
+            dense=candidates.dense,
+        )
+        return _sigmoid(logits)
+
+    def logits(
+        self,
+        context: str,
+        *,
+        users: Sequence[str],
+        items: Sequence[str],
+        categories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str]],
+        dense: npt.NDArray[np.float32],
+    ) -> Floats:
+        """Return the calibrated logit of n rows as they serve, float64 [n], finite.
+
         A context for which the manifest says 'nothing' is scored by popularity.
+
+        Args:
+            context: the surface.
+            users: n ids, or one that is of all rows.
+            items: n ids.
+            categories: n lists.
+            histories: n lists of item ids, the most recent first, or one that is of all rows.
+            dense: [n, F] finite, in the order of the manifest's feature names.
 
         Raises:
             NotFoundError: the bundle does not know the context.
@@ -81,35 +125,31 @@ class Scorer:
         entry = self._contexts.get(context)
         if entry is None:
             raise NotFoundError(f"the bundle serves no context {context!r}")
-        expected = (len(candidates.item_ids), len(self._features.names))
-        if candidates.dense.shape != expected:
-            raise SchemaError(f"dense features: expected shape {expected}, found {candidates.dense.shape}")
-        if not np.isfinite(candidates.dense).all():
+        expected = (len(items), len(self._features.names))
+        if dense.shape != expected:
+            raise SchemaError(f"dense features: expected shape {expected}, found {dense.shape}")
+        if not np.isfinite(dense).all():
             raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
-        if not len(candidates.item_ids):
-            return np.empty(0)
-        return _sigmoid(self._logits(context, entry, candidates))
+        if entry.serves in ("popularity", "nothing"):
+            return self._popularity(entry, dense)
+        trees = {"trees": 1.0, "blend": entry.tree_weight}.get(entry.serves, 0.0)
+        mixed = np.zeros(len(items))
+        if trees < 1.0 and entry.unit is not None:
+            network = self._networks[entry.unit]
+            inputs = network.inputs(context, users, items, categories, histories, dense)
+            raw = network.run(inputs, self._adapters.get(context))
+            mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
+        if trees > 0.0:
+            mixed += trees * entry.calibration["trees"].apply(self._trees[context].run(dense))
+        return mixed
 
     def knows_user(self, context: str, user_id: str) -> bool:
         """Whether a network that serves ``context`` has a place for this user in its tables."""
         unit = self._contexts[context].unit
         return unit in self._networks and user_id in self._networks[unit].users
 
-    def _logits(self, context: str, entry: ContextEntry, candidates: Candidates) -> Floats:
-        if entry.serves in ("popularity", "nothing"):
-            return self._popularity(entry, candidates)
-        trees = {"trees": 1.0, "blend": entry.tree_weight}.get(entry.serves, 0.0)
-        mixed = np.zeros(len(candidates.item_ids))
-        if trees < 1.0 and entry.unit is not None:
-            raw = self._networks[entry.unit].run(context, candidates, self._adapters.get(context))
-            mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
-        if trees > 0.0:
-            raw = self._trees[context].run(candidates.dense)
-            mixed += trees * entry.calibration["trees"].apply(raw)
-        return mixed
-
-    def _popularity(self, entry: ContextEntry, candidates: Candidates) -> Floats:
-        raw = candidates.dense[:, self._features.popularity_index].astype(np.float64)
+    def _popularity(self, entry: ContextEntry, dense: npt.NDArray[np.float32]) -> Floats:
+        raw = dense[:, self._features.popularity_index].astype(np.float64)
         return entry.calibration.get("popularity", Calibration()).apply(raw)
 
 
@@ -133,25 +173,43 @@ class _Network:
         self._categories_per_item = int(shapes["categories"][1])
         self._history_length = int(shapes["history"][1])
 
-    def run(self, context: str, candidates: Candidates, adapter: Any | None) -> Floats:
-        """Return logits, float64 [n]."""
-        n = len(candidates.item_ids)
-        history = self._items.encode_lists([candidates.history], self._history_length)
-        inputs: dict[str, npt.NDArray[Any]] = {
-            "dense": candidates.dense,
-            "user": np.repeat(self.users.encode([candidates.user_id]), n),
-            "item": self._items.encode(candidates.item_ids),
-            "categories": self._categories.encode_lists(candidates.categories, self._categories_per_item),
-            "history": np.repeat(history, n, axis=0),
+    def inputs(
+        self,
+        context: str,
+        users: Sequence[str],
+        items: Sequence[str],
+        categories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str]],
+        dense: npt.NDArray[np.float32],
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the graph's inputs for n rows; a single user or history is of all rows."""
+        n = len(items)
+        user = self.users.encode(users)
+        history = self._items.encode_lists(histories, self._history_length)
+        return {
+            "dense": dense,
+            "user": user if len(users) == n else np.repeat(user, n),
+            "item": self._items.encode(items),
+            "categories": self._categories.encode_lists(categories, self._categories_per_item),
+            "history": history if len(histories) == n else np.repeat(history, n, axis=0),
             "context": np.full(n, self._unit.context_index(context), dtype=np.int64),
         }
-        if n < SMALLEST_BATCH:
-            inputs = {name: np.repeat(values, SMALLEST_BATCH, axis=0) for name, values in inputs.items()}
+
+    def run(self, inputs: dict[str, npt.NDArray[Any]], adapter: Any | None) -> Floats:
+        """Return logits, float64 [n]."""
+        n = len(inputs["dense"])
         options = ort.RunOptions()
         if adapter is not None:
             options.add_active_adapter(adapter)
-        (logits,) = self._session.run(["logit"], inputs, options)
-        return np.asarray(logits, dtype=np.float64)[:n]
+        found = np.empty(n)
+        for start in range(0, n, LARGEST_BATCH):
+            part = {name: values[start : start + LARGEST_BATCH] for name, values in inputs.items()}
+            rows = len(part["dense"])
+            if rows < SMALLEST_BATCH:
+                part = {name: np.repeat(values, SMALLEST_BATCH, axis=0) for name, values in part.items()}
+            (logits,) = self._session.run(["logit"], part, options)
+            found[start : start + rows] = logits[:rows]
+        return found
 
 
 class _Trees:
@@ -167,8 +225,12 @@ class _Trees:
 
     def run(self, dense: npt.NDArray[np.float32]) -> Floats:
         """Return logits, float64 [n]."""
-        (logits,) = self._session.run([self._output], {self._input: dense})
-        return np.asarray(logits, dtype=np.float64).reshape(len(dense))
+        found = np.empty(len(dense))
+        for start in range(0, len(dense), LARGEST_BATCH):
+            part = np.ascontiguousarray(dense[start : start + LARGEST_BATCH])
+            (logits,) = self._session.run([self._output], {self._input: part})
+            found[start : start + len(part)] = np.reshape(logits, len(part))
+        return found
 
 
 def _open_session(path: Path) -> Any:
@@ -178,7 +240,7 @@ def _open_session(path: Path) -> Any:
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except ort.capi.onnxruntime_pybind11_state.Fail as error:
+    except _NOT_LOADED as error:
         raise IntegrityError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
 
@@ -189,11 +251,10 @@ def _load_adapter(path: Path) -> Any:
 
 
 def _read_vocabulary(path: Path, size: int) -> Vocabulary:
-    """Read ids, one JSON string a line, in the order of their indices."""
-    ids = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
+    ids = read_ids(path)
     if len(ids) != size:
         raise IntegrityError(f"{path}: expected {size} ids, found {len(ids)}")
-    return Vocabulary(ids)
+    return Vocabulary(tuple(ids))
 
 
 def _sigmoid(logits: Floats) -> Floats:

@@ -63,7 +63,7 @@ def test_the_table_holds_when_each_item_was_first_and_last_known_and_what_it_is_
     recorded = NOW + timedelta(days=2)
     instants = {"event_timestamp": [NOW, NOW, NOW], "created_timestamp": [NOW, recorded, NOW]}
     rows = {"event_id": ["1", "2", "3"], "item_id": ["b", "b", "a"], **instants}
-    events = pl.DataFrame(rows).match_schema(INTERACTION_SCHEMA, missing_columns="insert")
+    events = pl.DataFrame(rows).cast({name: INTERACTION_SCHEMA[name] for name in rows})
     items = pl.DataFrame({"item_id": ["b", "c"], "categories": [["film"], ["music"]]}, schema=ITEM_SCHEMA)
     table = catalogue_table(events.lazy(), items)
     assert table.schema == SCHEMA
