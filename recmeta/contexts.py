@@ -176,7 +176,9 @@ class Contexts(_Declaration):
                 )
             for read in context.features or []:
                 if read not in self.contexts:
-                    raise ValueError(f"context {context.name!r}: features names {read!r}, which is undeclared")
+                    raise ValueError(
+                        f"context {context.name!r}: features names {read!r}, which is undeclared"
+                    )
             both = set(context.positives) & set(context.negative_events)
             if both:
                 raise ValueError(f"context {context.name!r}: {sorted(both)} are both positive and negative")
@@ -227,7 +229,9 @@ def load_contexts(path: Path) -> Contexts:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise NotFoundError(f"no contexts are declared: {path} does not exist") from error
+        raise NotFoundError(
+            f"no contexts are declared: {path} does not exist; `recmeta ingest` brings it along"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ContextError(f"{path}: expected YAML: {error}") from error
     try:
