@@ -93,7 +93,9 @@ class MetaTraining(LightningModule):
         """Make one step of the outer loop. All randomness comes from (seed, step)."""
         step = self.global_step
         draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
-        support = self.model.gather(self._hide_ids(batch["support"], draw))
+        support = (
+            self.model.gather(self._hide_ids(batch["support"], draw)) if self.learner.uses_support else {}
+        )
         query = self.model.gather(self._hide_ids(batch["query"], draw))
         meta_loss = self.learner.meta_loss(self._loss, self.start, support, query | self._masks(query, draw))
         penalty = self.settings.table_decay * query["size"].mean()

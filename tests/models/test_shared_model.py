@@ -76,6 +76,15 @@ def test_scales_come_from_training_rows_and_tame_constants_and_extremes() -> Non
         model.learn_scales(dense[:, :4])
 
 
+def test_training_and_scoring_compute_the_same() -> None:
+    model, columns = make_model(), make_columns(3, 5)
+    columns["history"][0, 0] = 0
+    scoring = model.gather(columns)
+    training = model.train().gather(columns)
+    for name, value in scoring.items():
+        torch.testing.assert_close(training[name], value, atol=1e-6, rtol=1e-6)
+
+
 def test_table_gradients_are_sparse_in_training() -> None:
     model, columns = make_model().train(), make_columns(3)
     model(**columns, adapter=model.zero_adapter()).sum().backward()
