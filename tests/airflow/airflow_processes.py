@@ -34,7 +34,6 @@ def environment(home: Path, **options: str) -> dict[str, str]:
         "RECMETA_SCHEDULE": "",  # or the first thing to run, once unpaused, is the night that was missed
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         **options,
     }
 
