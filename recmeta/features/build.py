@@ -15,36 +15,24 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from recmeta import artifacts
 from recmeta.contexts import Contexts
 from recmeta.events.ledger import Interval, Ledger, check_interval
-from recmeta.events.schema import known_timestamp
 from recmeta.events.store import event_span, scan_events
-from recmeta.features.counters import (
-    VISIBLE_AFTER,
-    Occurrences,
-    empty_state,
-    fold,
-    split_row_time,
-    with_row_time,
-)
+from recmeta.features.folding import counter_rows, history_rows, in_order_of_knowledge
 from recmeta.features.partitions import (
     FORMAT,
     HISTORY,
-    TICK,
     Partitions,
     View,
     counter_view,
-    floats,
-    lists,
     month_of,
     months,
 )
-from recmeta.features.schema import ITEMS, KINDS, ROW_TIME, VALUES, counter_names
-from recmeta.settings import FeatureSettings, Settings
+from recmeta.features.schema import KINDS, counter_names
+from recmeta.settings import Settings
 
 STAGE = "features"
 
@@ -125,101 +113,28 @@ def _reopen_what_rests_on(interval: Interval, contexts: Contexts, ledger: Ledger
 
 def _build_chunk(settings: Settings, contexts: Contexts, start: datetime, end: datetime) -> tuple[int, int]:
     """Write every view's rows of [start, end), which lies in one month; return interactions and rows."""
-    events = _read_events(settings, contexts, start, end)
-    starts_month = start == month_of(start)
+    declared = pl.col("context").is_in(contexts.names)
+    events = in_order_of_knowledge(scan_events(settings, start, end).filter(declared)).collect()
     by_context = {str(name[0]): rows for name, rows in events.group_by("context", maintain_order=True)}
+    starts_month = start == month_of(start)
     written = 0
-    for view, context in [(HISTORY, None)] + [
-        (counter_view(kind, name), name) for name in contexts.names for kind in KINDS
-    ]:
+
+    def opened(view: View) -> Partitions:
         partitions = Partitions(settings.features_folder, view)
         if starts_month:
             partitions.start_month(start)
-        if context is None:
-            rows = _history_rows(events, partitions, start, settings.features.history_length)
-        else:
-            own = by_context.get(context, events.clear())
-            rows = _counter_rows(own, partitions, start, settings.features)
-        partitions.replace_after(start, rows)
-        written += len(rows)
+        return partitions
+
+    history = opened(HISTORY)
+    rows = history_rows(events, history.latest(start, events), settings.features.history_length)
+    history.replace_after(start, rows)
+    written += len(rows)
+    for name in contexts.names:
+        own = by_context.get(name, events.clear())
+        for kind in KINDS:
+            view = counter_view(kind, name)
+            partitions = opened(view)
+            rows = counter_rows(own, view, partitions.latest(start, own), settings.features.half_lives)
+            partitions.replace_after(start, rows)
+            written += len(rows)
     return len(events), written
-
-
-def _read_events(settings: Settings, contexts: Contexts, start: datetime, end: datetime) -> pl.DataFrame:
-    """Interactions known in [start, end), in the order in which they became known."""
-    return (
-        scan_events(settings, start, end)
-        .filter(pl.col("context").is_in(contexts.names))
-        .with_columns(known_timestamp())
-        .sort("known_timestamp", "event_id")
-        .select("user_id", "item_id", "context", "event_timestamp", "known_timestamp", "label", "weight")
-        .collect()
-    )
-
-
-def _counter_rows(
-    events: pl.DataFrame, partitions: Partitions, start: datetime, settings: FeatureSettings
-) -> pl.DataFrame:
-    """Counters of one view after each interaction; several that became known at once give one row."""
-    view, half_lives = partitions.view, settings.half_lives
-    if events.is_empty():
-        return view.schema.to_frame()
-    keys = list(view.keys)
-    entities = events.select(keys).unique(maintain_order=True).with_row_index("entity")
-    entity = events.select(keys).join(entities, on=keys, how="left", maintain_order="left")["entity"]
-    state = empty_state(len(entities), half_lives)
-    since = np.zeros(len(entities), dtype=np.int64)
-    before = entities.join(partitions.latest(start, entities), on=keys, how="inner")
-    if len(before):
-        counters, instants = split_row_time(floats(before[VALUES], state.shape[1] + len(ROW_TIME)))
-        known = before["entity"].to_numpy()
-        state[known], since[known] = counters, instants - VISIBLE_AFTER
-    occurrences = occurrences_of(events)
-    counters = fold(entity.to_numpy().astype(np.int64), occurrences, state, since, half_lives)
-    values = with_row_time(counters, occurrences.known + VISIBLE_AFTER)
-    return _stamped(events.with_columns(lists(values)), view)
-
-
-def occurrences_of(events: pl.DataFrame) -> Occurrences:
-    """The arrays that the recurrence folds, one row an interaction."""
-    return Occurrences(
-        known=events["known_timestamp"].dt.epoch("us").to_numpy().astype(np.int64),
-        event=events["event_timestamp"].dt.epoch("us").to_numpy().astype(np.int64),
-        positive=events["label"].to_numpy() == 1,
-        weight=events["weight"].to_numpy().astype(np.float64),
-    )
-
-
-def _stamped(rows: pl.DataFrame, view: View) -> pl.DataFrame:
-    """Stamp rows one microsecond after they became known; the last of those known at once stays."""
-    instant = pl.col("known_timestamp") + TICK
-    return (
-        rows.unique([*view.keys, "known_timestamp"], keep="last", maintain_order=True)
-        .with_columns(instant.alias("event_timestamp"), instant.alias("created_timestamp"))
-        .select(view.schema.names())
-        .cast(view.schema)
-    )
-
-
-def _history_rows(events: pl.DataFrame, partitions: Partitions, start: datetime, length: int) -> pl.DataFrame:
-    """The users' last items after each engagement that changed them."""
-    engaged = events.filter(pl.col("label") == 1)
-    if engaged.is_empty():
-        return HISTORY.schema.to_frame()
-    before = partitions.latest(start, engaged)
-    histories: dict[str, tuple[str, ...]] = {
-        user: tuple(items) for user, items in before.select("user_id", ITEMS).iter_rows()
-    }
-    changed, after = [], []
-    for user, item in engaged.select("user_id", "item_id").iter_rows():
-        history = prepended(histories.get(user, ()), item, length)
-        changed.append(history is not histories.get(user))
-        histories[user] = history
-        after.append(history)
-    rows = engaged.with_columns(pl.Series(ITEMS, after, dtype=pl.List(pl.String)))
-    return _stamped(rows.filter(pl.Series(changed)), HISTORY)
-
-
-def prepended(history: tuple[str, ...], item: str, length: int) -> tuple[str, ...]:
-    """Put an item at the front of a history of at most ``length``; the same again changes nothing."""
-    return history if history[:1] == (item,) else (item, *history[: length - 1])

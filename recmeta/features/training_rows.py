@@ -146,7 +146,7 @@ def _open_intervals(ledger: Ledger, context: str, until: datetime) -> list[Inter
     """Days whose labels and features are finished, and whose rows are not."""
     made = ledger.done(f"rows.{context}")
     features = ledger.done("features")
-    todo = []
+    todo: list[Interval] = []
     for labelled in ledger.done(f"labels.{context}"):
         for featured in features:
             start = max(labelled.start, featured.start)
