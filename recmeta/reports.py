@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +37,8 @@ def ingest_table(report: IngestReport) -> RenderableType:
         ("known already", f"{report.duplicates:,}"),
         ("of no context, left out", f"{report.ignored:,}"),
     ]
-    rows += [(f"refused: {rule}", f"{count:,}") for rule, count in sorted(report.refused.items()) if count]
+    rows.append(("refused", f"{sum(report.refused.values()):,}"))
+    rows += [(f"  {rule}", f"{count:,}") for rule, count in sorted(report.refused.items()) if count]
     shown: list[RenderableType] = [table(f"Ingested {report.origin}", ("", "rows"), rows, numeric=("rows",))]
     if report.quarantine:
         shown.append(Text(f"Refused rows, each with its rule, are in {report.quarantine}"))
@@ -57,14 +57,11 @@ def night_tables(night: Mapping[str, Any]) -> list[RenderableType]:
 
 def verdict(night: Mapping[str, Any]) -> str:
     """One sentence: what the night ended with."""
-    version = night.get("version")
-    if night.get("promoted"):
-        return f"Promoted {version}: it serves now."
+    if night["promoted"]:
+        return f"Promoted {night['version']}: it serves now."
     champion = night.get("champion")
-    reason = night.get("reason") or "the gates refused what this night made"
-    if champion:
-        return f"Not promoted: {reason}. {champion} goes on serving."
-    return f"Not promoted: {reason}."
+    serving = "Nothing serves yet." if champion is None else f"{champion} goes on serving."
+    return f"Not promoted: {night['reason']}. {serving}"
 
 
 def contexts_table(contexts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
@@ -86,7 +83,7 @@ def contexts_table(contexts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
             )
         )
     figures = table(
-        "What serves each context: AUC on later, unseen data, with 95 % intervals",
+        "What serves each context: AUC [95 % interval] on later, unseen data",
         ("context", "serves", "its AUC", *(RIVALS[rival] for rival in rivals)),
         rows,
         numeric=("its AUC", *RIVALS.values()),
@@ -176,7 +173,10 @@ def _value(estimate: Mapping[str, float | None]) -> str:
 
 def _interval(estimate: Mapping[str, float | None]) -> str:
     low, high = estimate.get("low"), estimate.get("high")
-    return _value(estimate) + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+    if low is None or high is None:
+        return _value(estimate)
+    bounds = "-".join(f"{bound:.3f}".removeprefix("0") for bound in (low, high))
+    return f"{_value(estimate)} [{bounds}]"
 
 
 def _short(value: Any) -> str:
@@ -186,4 +186,4 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_short(inner) for inner in value)
-    return escape(str(value)) if isinstance(value, str) else str(value)
+    return str(value)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 WIDEST = 100
 """Columns; a table on a wider terminal gains nothing but distance between its numbers."""
@@ -88,7 +89,7 @@ def _plain_lines(console: Console) -> ReportProgress:
         begin = started.setdefault(what, time.monotonic())
         if done >= total and what not in finished:
             finished.add(what)
-            console.print(f"{escape(what)}: done in {time.monotonic() - begin:.1f} s", soft_wrap=True)
+            console.print(Text(f"{what}: done in {time.monotonic() - begin:.1f} s"), soft_wrap=True)
 
     return report
 
@@ -98,13 +99,14 @@ def table(
 ) -> Table:
     """A table; the columns named in ``numeric`` stand to the right. Cells are text, never markup."""
     made = Table(
-        title=title and escape(title),
+        title=None if title is None else Text(title),
         title_justify="left",
         title_style="bold",
         header_style="bold",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
     )
     for number, column in enumerate(columns):
         longest = max((cell_len(row[number]) for row in rows), default=0)
@@ -116,7 +118,7 @@ def table(
             overflow="fold",
         )
     for row in rows:
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(Text(cell) for cell in row))  # not str, which would be read as markup
     return made
 
 
