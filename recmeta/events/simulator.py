@@ -225,7 +225,7 @@ class _World:
     def _activity(self, hour: int) -> Floats:
         """How much of an average day's activity each person has in this hour."""
         distance = np.cos((hour % 24 - self.people.peak) / 24 * 2 * np.pi)
-        rhythm = np.exp(1.5 * distance) / 39.5  # the mean over a day of exp(1.5 cos) is 1.647; times 24
+        rhythm = np.exp(2 * distance) / (24 * np.i0(2))  # i0 is the mean over a day: a day sums to 1
         weekend = 1.25 if (self.start.weekday() + hour // 24) % 7 >= 5 else 0.9
         result: Floats = self.people.activity * (self.people.joined <= hour) * rhythm * weekend
         return result

@@ -254,8 +254,8 @@ def _with_rules(failure: dy.FailureInfo) -> pl.DataFrame:
     """Refused rows, each with the name of the first rule that it broke."""
     rows, details = failure.invalid(), failure.details()
     names = [name for name in details.columns if name not in rows.columns]
-    # An unknown event type explains a row better than what else may be wrong with it.
-    names.sort(key=lambda name: name not in _RULE_NAMES)
+    # Of several broken rules these explain a row best: what it is, and when it was.
+    names.sort(key=lambda name: (name not in _RULE_NAMES, name != "in_the_future"))
     first = pl.coalesce(
         *(pl.when(pl.col(name) == "invalid").then(pl.lit(_rule_name(name))) for name in names),
         pl.lit("invalid"),
@@ -264,7 +264,8 @@ def _with_rules(failure: dy.FailureInfo) -> pl.DataFrame:
 
 
 def _rule_name(name: str) -> str:
-    return _RULE_NAMES.get(name, name.replace("|nullability", "_missing").replace("|", "_"))
+    plain = name.replace("|nullability", "_missing").replace("|check__", "_").replace("|", "_")
+    return _RULE_NAMES.get(name, plain)
 
 
 def _against_store(settings: Settings, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int]:
@@ -303,7 +304,9 @@ def _split_late(settings: Settings, fresh: pl.DataFrame) -> tuple[pl.DataFrame, 
     late = pl.lit(False)
     if frontier is not None:
         have = scan_events(settings).select(pl.col("context").unique()).collect().to_series()
-        late = (known_timestamp() < frontier - settings.events.lateness) & pl.col("context").is_in(have)
+        late = (known_timestamp() < frontier - settings.events.lateness) & pl.col("context").is_in(
+            have.implode()
+        )
     refused = fresh.filter(late).with_columns(rule=pl.lit("too_late"))
     return fresh.filter(~late), refused.select(_REFUSAL_COLUMNS)
 

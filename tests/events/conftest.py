@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from recmeta.contexts import Contexts
-from recmeta.settings import Settings, load_settings
+from recmeta.settings import EventSettings, Settings, load_settings
 
 GENERIC = """
 version: 1
@@ -43,6 +43,33 @@ def generic_settings(settings: Settings) -> Settings:
     settings.workspace.mkdir()
     settings.contexts_file.write_text(GENERIC)
     return settings
+
+
+@pytest.fixture
+def full_settings(settings: Settings) -> Settings:
+    """A workspace whose generic log has every optional column, and where every row may be refused."""
+    settings.workspace.mkdir()
+    settings.contexts_file.write_text(
+        GENERIC.replace(
+            "event_timestamp: when",
+            "event_timestamp: when\n    created_timestamp: made\n    event_id: name\n    weight: heft\n"
+            "    position: place\n    propensity: chance\n    categories: kind",
+        )
+    )
+    return load_settings(settings.workspace, events=EventSettings(quarantine_share=1))
+
+
+@pytest.fixture
+def full_log(log: pl.DataFrame) -> pl.DataFrame:
+    """`log` with every optional column."""
+    return log.with_columns(
+        made=pl.col("when") + pl.duration(hours=1),
+        name=pl.format("e{}", pl.int_range(pl.len())),
+        heft=pl.lit(1.0),
+        place=pl.lit(0, dtype=pl.Int64),
+        chance=pl.lit(0.5),
+        kind=pl.format("kind of {}", "what"),
+    )
 
 
 @pytest.fixture
