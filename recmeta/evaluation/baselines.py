@@ -1,4 +1,4 @@
-"""What a learnt model has to beat: popularity, a bias of user and item, and boosted trees on the same features.
+"""What a learnt model has to beat: popularity, a bias of user and item, boosted trees on the same features.
 
 All give logits, [n]. This module must never know the shared model, an adapter or a file.
 """
@@ -136,7 +136,9 @@ class Trees:
         """Return logits, float64 [n], of dense features, float32 [n, F]."""
         if not len(dense):
             return np.empty(0)
-        found: FloatArray = self.booster.predict(np.asarray(dense, dtype=np.float32), raw_score=True)
+        found: FloatArray = self.booster.predict(
+            np.asarray(dense, dtype=np.float32), raw_score=True, num_iteration=self.rounds
+        )
         return found
 
 

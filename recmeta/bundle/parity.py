@@ -1,0 +1,88 @@
+"""How far an exported graph's logits are from those of the model it came from, on real rows.
+
+What is compared is what will serve: the files as they lie on the disk, one thread, adapters made
+active for a run. This module must never decide how far is too far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from recmeta.bundle.export import COLUMNS, LEAST_ROWS, OUTPUT
+from recmeta.bundle.export_trees import TREES_INPUT, TREES_OUTPUT
+from recmeta.errors import InputError
+from recmeta.evaluation.baselines import Trees
+from recmeta.models.shared import SharedModel
+
+
+def network_difference(
+    model: SharedModel,
+    graph: Path,
+    rows: Mapping[str, torch.Tensor],
+    adapter: Mapping[str, torch.Tensor] | None = None,
+    adapter_file: Path | None = None,
+) -> float:
+    """Return the largest absolute difference of logits between ``model`` and its exported graph.
+
+    Args:
+        model: what was exported.
+        graph: the file that `export_network` wrote.
+        rows: at least the graph's columns, two rows or more.
+        adapter: the tensors with which the model is compared; None is the shared model.
+        adapter_file: what `write_adapter` wrote of them.
+
+    Returns:
+        The difference, and infinity where any logit is not finite.
+
+    Raises:
+        InputError: fewer than two rows, or an adapter without its file.
+    """
+    if (adapter is None) != (adapter_file is None):
+        raise InputError("parity: expected an adapter and its file, or neither")
+    columns = {name: rows[name].detach() for name in COLUMNS}
+    if len(columns["dense"]) < LEAST_ROWS:
+        raise InputError(f"parity: expected at least {LEAST_ROWS} rows, found {len(columns['dense'])}")
+    options = onnxruntime.RunOptions()
+    loaded = None
+    if adapter_file is not None:
+        loaded = onnxruntime.LoraAdapter()
+        loaded.Load(str(adapter_file))
+        options.add_active_adapter(loaded)
+    feeds = {name: column.numpy() for name, column in columns.items()}
+    found = _session(graph).run([OUTPUT], feeds, options)[0]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            wanted = model(**columns, adapter=dict(model.zero_adapter() if adapter is None else adapter))
+    finally:
+        model.train(training)
+    return _largest(found.astype(np.float64) - wanted.double().numpy())
+
+
+def trees_difference(trees: Trees, graph: Path, dense: npt.NDArray[np.float32]) -> float:
+    """Return the largest absolute difference of logits between trees and their exported graph.
+
+    ``dense`` are float32 [n, F]; infinity where any logit is not finite.
+    """
+    found = _session(graph).run([TREES_OUTPUT], {TREES_INPUT: np.ascontiguousarray(dense, np.float32)})[0]
+    return _largest(found.astype(np.float64) - trees.logits(dense))
+
+
+def _session(graph: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # else it warns of each overridable initializer, which are wanted
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _largest(gaps: npt.NDArray[np.float64]) -> float:
+    found = float(np.abs(gaps).max(initial=0.0))
+    return found if math.isfinite(found) else math.inf

@@ -1,0 +1,103 @@
+"""A unit: one exported network with the ids that its tables know; and what a context keeps from a parent.
+
+A unit's folder is named by its content, so that a bundle in which several contexts keep an older
+network holds that network once. Files and ids only: this module must never open a graph.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from recmeta.artifacts import digest_of, replacing, sha256_of_file, write_text
+from recmeta.bundle.manifest import ContextEntry, Unit
+from recmeta.bundle.store import Bundle
+from recmeta.errors import InputError, IntegrityError, NotFoundError
+
+ID_FILES = ("users", "items", "categories")
+
+
+def write_unit(
+    folder: Path,
+    graph: Path,
+    *,
+    contexts: Sequence[str],
+    users: Sequence[str],
+    items: Sequence[str],
+    categories: Sequence[str],
+) -> tuple[str, Unit]:
+    """Put an exported network into the bundle that is being made in ``folder``.
+
+    Args:
+        folder: where the bundle's files are collected.
+        graph: the graph.onnx of the network; it is copied.
+        contexts: names in the order of their index, which starts at 1.
+        users: ids in the order of their index, which starts at 1 (0 is the unknown).
+        items: likewise.
+        categories: likewise.
+
+    Returns:
+        The unit's name, and what the manifest says of it.
+    """
+    unit = Unit(contexts=tuple(contexts), users=len(users), items=len(items), categories=len(categories))
+    ids = {"users": users, "items": items, "categories": categories}
+    texts = {
+        name: "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in ids[name]) for name in ID_FILES
+    }
+    name = digest_of(sha256_of_file(graph), unit.model_dump(mode="json"), *texts.values())[:12]
+    target = folder / "units" / name
+    target.mkdir(parents=True, exist_ok=True)
+    with replacing(target / "graph.onnx") as temporary:
+        shutil.copyfile(graph, temporary)
+    for kind, text in texts.items():
+        write_text(target / f"{kind}.txt", text)
+    return name, unit
+
+
+def read_ids(path: Path) -> list[str]:
+    """Return the ids of one of a unit's text files; the first has index 1.
+
+    Raises:
+        IntegrityError: a line is no JSON string.
+    """
+    ids = []
+    # Not splitlines: an id may hold a line separator of Unicode, which JSON leaves as it is.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise IntegrityError(f"{path}, line {number}: expected a JSON string ({error})") from error
+        if not isinstance(found, str):
+            raise IntegrityError(f"{path}, line {number}: expected a JSON string, found {line[:80]}")
+        ids.append(found)
+    return ids
+
+
+def carry_over(parent: Bundle, context: str, folder: Path) -> tuple[ContextEntry, dict[str, Unit]]:
+    """Copy what serves ``context`` in ``parent`` into the bundle that is being made in ``folder``.
+
+    Returns:
+        The context's entry, which says from where it was kept, and the units it needs.
+
+    Raises:
+        NotFoundError: the parent does not know the context.
+        InputError: another file lies where one of the copied files belongs.
+    """
+    entry = parent.manifest.contexts.get(context)
+    if entry is None:
+        raise NotFoundError(f"bundle {parent.version} has no context {context!r}")
+    wanted = [path for path in (entry.adapter, entry.trees) if path is not None]
+    if entry.unit is not None:
+        wanted += [path for path in parent.manifest.files if path.startswith(f"units/{entry.unit}/")]
+    for path in wanted:
+        target = folder / path
+        if target.exists():
+            if sha256_of_file(target) != parent.manifest.files[path].sha256:
+                raise InputError(f"{target}: expected the file of bundle {parent.version}, found another one")
+            continue
+        with replacing(target) as temporary:
+            shutil.copyfile(parent.file(path), temporary)
+    units = {} if entry.unit is None else {entry.unit: parent.manifest.units[entry.unit]}
+    return entry.model_copy(update={"kept_from": entry.kept_from or parent.version}), units
