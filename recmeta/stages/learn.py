@@ -1,0 +1,160 @@
+"""Fit what could serve: the shared model, an adapter for each context, trees.
+
+All of it goes to the night's own folder. This module must never look at a test row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from recmeta import artifacts
+from recmeta.adaptation import adapt as fit_adapters
+from recmeta.bundle.store import BundleStore
+from recmeta.dataset import CATEGORIES_PER_ITEM, TRAIN, VALIDATION, Vocabularies, build_vocabularies
+from recmeta.errors import InputError
+from recmeta.evaluation.baselines import fit_trees
+from recmeta.events.store import read_items
+from recmeta.features.assembly import FeatureSpace
+from recmeta.models.shared import ModelShape
+from recmeta.stages.night import Night, labelled_rows, labelled_tensors
+from recmeta.training import load_model, train as meta_train
+
+Progress = Callable[[str, int, int], None]
+
+
+def feature_space(night: Night) -> FeatureSpace:
+    """The dense features of this night's rows."""
+    chosen = night.settings.features
+    return FeatureSpace(night.contexts, chosen.half_lives, chosen.history_length)
+
+
+def train(night: Night, progress: Progress | None) -> dict[str, Any]:
+    """Meta-train the shared model, from the champion's weights where they fit."""
+    folder = night.folder / "train"
+    done = night.folder / "train.json"
+    if done.exists():
+        return dict(artifacts.read_json(done))
+    frames = labelled_rows(night)
+    warm = _earlier_model(night)
+    vocabularies = build_vocabularies(
+        frames, read_items(night.settings), None if warm is None else Vocabularies.load(warm)
+    )
+    vocabularies.save(folder)
+    parts = labelled_tensors(night)
+    settings = night.settings.training
+    shape = ModelShape(
+        features=feature_space(night).size,
+        users=len(vocabularies.users) + 1,
+        items=len(vocabularies.items) + 1,
+        categories=len(vocabularies.categories) + 1,
+        contexts=len(night.contexts.names) + 1,
+        history_length=night.settings.features.history_length,
+        categories_per_item=CATEGORIES_PER_ITEM,
+        embedding_size=settings.embedding_size,
+        hidden=settings.hidden,
+        rank=settings.adapter_rank,
+    )
+    report = meta_train(
+        parts[TRAIN].rows,
+        parts[VALIDATION].rows,
+        shape,
+        settings,
+        folder,
+        warm_from=warm,
+        progress=progress,
+    ).to_json()
+    report |= {"warm": warm is not None, "rows": len(parts[TRAIN].rows)}
+    artifacts.write_json(done, report)
+    return report
+
+
+def _earlier_model(night: Night) -> Path | None:
+    """The folder of the parent's newest network, where this night's model can start from its weights."""
+    if night.parent is None:
+        return None
+    bundle = BundleStore(night.settings.bundles_folder).open(night.parent)
+    manifest = bundle.manifest
+    settings = night.settings.training
+    same_features = manifest.features.digest == feature_space(night).digest
+    if not same_features or manifest.trained is None:
+        return None
+    folder = bundle.folder / "units" / manifest.trained
+    shape = ModelShape.from_json(artifacts.read_json(folder / "model.json")["shape"])
+    fits = (shape.embedding_size, shape.hidden, shape.rank) == (
+        settings.embedding_size,
+        settings.hidden,
+        settings.adapter_rank,
+    )
+    return folder if fits else None
+
+
+def challengers(night: Night, progress: Progress | None) -> dict[str, Any]:
+    """Fit boosted trees for each context on the same dense features."""
+    done = night.folder / "challengers.json"
+    if done.exists():
+        return dict(artifacts.read_json(done))
+    parts = labelled_tensors(night)
+    settings = night.settings
+    rounds: dict[str, int | None] = {}
+    for number, name in enumerate(night.contexts.names, start=1):
+        if progress is not None:
+            progress("challengers", number - 1, len(night.contexts.names))
+        learnt, later = (parts[part].of_context(number).rows for part in (TRAIN, VALIDATION))
+        trees = fit_trees(
+            learnt.dense.numpy(),
+            learnt.label.numpy(),
+            learnt.weight.numpy(),
+            later.dense.numpy(),
+            later.label.numpy(),
+            settings.trees,
+            validation_weight=later.weight.numpy(),
+            threads=settings.training.threads,
+            seed=settings.training.seed,
+        )
+        rounds[name] = None if trees is None else trees.rounds
+        if trees is not None:
+            text = trees.booster.model_to_string(num_iteration=trees.rounds)
+            artifacts.write_text(night.folder / "trees" / f"{name}.txt", text)
+    if progress is not None:
+        progress("challengers", len(night.contexts.names), len(night.contexts.names))
+    report = {"rounds": rounds}
+    artifacts.write_json(done, report)
+    return report
+
+
+def chunks(night: Night) -> list[tuple[int, ...]]:
+    """Groups of context indices (1-based) whose adapters are fitted in one batched program each."""
+    size = night.settings.training.adapt_chunk
+    indices = range(1, len(night.contexts.names) + 1)
+    return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def adapt(night: Night, chunk: int) -> dict[str, Any]:
+    """Fit the adapters of one group of contexts.
+
+    Raises:
+        InputError: there is no such group.
+    """
+    groups = chunks(night)
+    if not 0 <= chunk < len(groups):
+        raise InputError(f"adapt: expected a chunk from 0 to {len(groups) - 1}, found {chunk}")
+    done = night.folder / f"adapt-{chunk}.json"
+    if done.exists():
+        return dict(artifacts.read_json(done))
+    parts = labelled_tensors(night)
+    model = load_model(night.folder / "train")
+    fits = fit_adapters(
+        model, parts[TRAIN].rows, parts[VALIDATION].rows, groups[chunk], night.settings.training
+    )
+    report: dict[str, Any] = {}
+    for index, fit in fits.items():
+        name = night.contexts.names[index - 1]
+        with artifacts.replacing(night.folder / "adapters" / f"{name}.safetensors") as file:
+            save_file(fit.tensors, file)
+        report[name] = {"steps": fit.steps, "gain": fit.gain}
+    artifacts.write_json(done, report)
+    return report

@@ -1,0 +1,130 @@
+"""What a night is made of: its settings, contexts, end, folder, parent and labelled rows.
+
+A night's folder is named by its inputs, so that the same night run again finds what it made before.
+This module must never fit, judge or publish anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+import polars as pl
+
+from recmeta import __version__, artifacts
+from recmeta.bundle.store import BundleStore
+from recmeta.contexts import Contexts, load_contexts
+from recmeta.dataset import Frames, Part, Vocabularies, load_frames, tensors
+from recmeta.errors import InputError, IntervalError
+from recmeta.events.ledger import Interval, check_interval
+from recmeta.events.store import event_span, read_items, scan_events
+from recmeta.settings import Settings
+
+@dataclass(frozen=True, eq=False)
+class Night:
+    """One night: its settings, its contexts, its end, and the folder where its artifacts lie."""
+
+    settings: Settings
+    contexts: Contexts
+    until: datetime
+    folder: Path
+    parent: str | None
+    """The champion's version when this night was first planned; what its challengers must beat."""
+
+    def __eq__(self, other: object) -> bool:
+        """Nights are the same where their folders, and so their inputs, are."""
+        return isinstance(other, Night) and self.folder == other.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+    @classmethod
+    def plan(cls, settings: Settings, until: datetime | str | None = None) -> Night:
+        """Say what the night that ends at ``until`` is made of.
+
+        The night's folder is named by its end and a digest of its inputs: the same inputs find the
+        same folder and, with it, the parent that was written down at first. ``until`` is a midnight,
+        UTC; the default is the midnight after the last event, or the last midnight if that is earlier.
+
+        Raises:
+            InputError: nothing was ingested yet, or ``until`` is not a date.
+            IntervalError: ``until`` is not a midnight, in the future, or before the first event.
+        """
+        contexts = load_contexts(settings.contexts_file)
+        span = event_span(settings)
+        if span is None:
+            raise InputError(f"{settings.workspace} holds no interactions; run `recmeta ingest` first")
+        now = datetime.now(UTC)
+        end = min(span.end, _midnight(now)) if until is None else parse_until(until)
+        check_interval(Interval(span.start, end), now)
+        inputs = artifacts.digest_of(
+            __version__,
+            contexts.model_dump(mode="json"),
+            settings.model_dump(mode="json", exclude={"workspace", "stores"}),
+            _fingerprint(settings, end),
+        )
+        folder = settings.runs_folder / f"{end:%Y%m%d}-{inputs[:12]}"
+        plan = folder / "night.json"
+        if not plan.exists():
+            artifacts.write_json(
+                plan,
+                {"until": end.isoformat(), "parent": BundleStore(settings.bundles_folder).champion_version()},
+            )
+        return cls(settings, contexts, end, folder, artifacts.read_json(plan)["parent"])
+
+
+def _midnight(instant: datetime) -> datetime:
+    return instant.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def parse_until(value: datetime | str) -> datetime:
+    """Read a night's end: a date or a midnight, UTC.
+
+    Raises:
+        InputError: not a date.
+        IntervalError: not a midnight.
+    """
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise InputError(f"until: expected a date such as 2026-06-30, found {value!r}") from error
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    if value != _midnight(value):
+        raise IntervalError(f"until: expected a midnight, UTC, because nights are whole days; found {value.isoformat()}")
+    return value.astimezone(UTC)
+
+
+def _fingerprint(settings: Settings, until: datetime) -> list[int]:
+    """Two numbers that change when any interaction known before ``until`` does (or the items do)."""
+    rows = scan_events(settings, None, until).select(
+        pl.len().alias("rows"), pl.struct(pl.all()).hash(seed=0).sum().alias("hash")
+    )
+    found = rows.collect().row(0)
+    return [*found, int(read_items(settings).hash_rows(seed=0).sum())]
+
+
+@lru_cache(maxsize=1)
+def labelled_rows(night: Night) -> Frames:
+    """All rows whose label was known at the night's end; kept in memory for the stages of one process."""
+    return load_frames(night.settings, night.contexts, night.until)
+
+
+@lru_cache(maxsize=1)
+def labelled_tensors(night: Night) -> dict[int, Part]:
+    """The same rows as tensors, with the vocabularies of the night's own shared model."""
+    return tensors(
+        labelled_rows(night),
+        night.contexts,
+        Vocabularies.load(night.folder / "train"),
+        night.settings.features.history_length,
+    )
+
+
+def forget_rows() -> None:
+    """Give the memory of the last night's rows back."""
+    labelled_rows.cache_clear()
+    labelled_tensors.cache_clear()
