@@ -1,0 +1,123 @@
+"""Rows of a view in Feast's online store: read by key, write; whichever store it is.
+
+Goes to Feast's online store interface itself, in batches: what costs time is Python's conversion of each
+value, and these rows have one. This module must never decide what is newer, or know a context.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recmeta.features.counters import Float32s
+from recmeta.features.partitions import View
+from recmeta.features.schema import VALUES
+
+READ_BATCH = 2_000
+WRITE_BATCH = 5_000
+"""Rows; well under the number of parameters that SQLite takes, and a few milliseconds of lock."""
+
+
+@dataclass(frozen=True)
+class OnlineRows:
+    """What a store holds for n keys."""
+
+    there: npt.NDArray[np.bool_]
+    values: list[Any]
+    """List of numbers or strings of each key; None where there is no row."""
+    stamps: list[datetime | None]
+    """When the row was stamped, UTC; SQLite keeps whole seconds only."""
+
+    def matrix(self, width: int) -> Float32s:
+        """Counters as [n, width]; zeros where there is no row."""
+        found = np.zeros((len(self.values), width), dtype=np.float32)
+        for place in np.flatnonzero(self.there).tolist():
+            found[place] = self.values[place]
+        return found
+
+
+class OnlineStore:
+    """Feast's online store of one workspace; several threads may use it.
+
+    Args:
+        store: a `feast.FeatureStore`.
+        views: Feast's view objects by name.
+    """
+
+    def __init__(self, store: Any, views: dict[str, Any]) -> None:
+        self._config = store.config
+        self._provider = store._get_provider()  # what get_online_features calls, without its conversions
+        self._views = views
+        self._lock = threading.RLock()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by every call; hold it over a read and the write that rests on it."""
+        return self._lock
+
+    def read(self, view: View, keys: Sequence[tuple[str, ...]]) -> OnlineRows:
+        """Read the rows of some keys, in their order; keys must differ from each other."""
+        values: list[Any] = []
+        stamps: list[datetime | None] = []
+        packed = "float_list_val" if view.column == VALUES else "string_list_val"
+        with self._lock:
+            for batch in _batches(keys, READ_BATCH):
+                found = self._provider.online_read(
+                    config=self._config,
+                    table=self._views[view.name],
+                    entity_keys=_entity_keys(view, batch),
+                    requested_features=[view.column],
+                )
+                for stamp, features in found:
+                    held = features.get(view.column) if features else None
+                    if held is None or held.WhichOneof("val") != packed:
+                        values.append(None)
+                        stamps.append(None)
+                    else:
+                        values.append(getattr(held, packed).val)
+                        stamps.append(stamp)
+        there = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
+        return OnlineRows(there, values, stamps)
+
+    def write(self, view: View, rows: pl.DataFrame) -> None:
+        """Write rows (as the view's schema has them, one a key) over whatever stands there."""
+        with self._lock:
+            for part in rows.iter_slices(WRITE_BATCH):
+                keys = _entity_keys(view, list(part.select(view.keys).iter_rows()))
+                stamps = part["event_timestamp"].to_list()
+                values = _packed(view, part[view.column])
+                data = [
+                    (key, {view.column: value}, stamp, stamp)
+                    for key, value, stamp in zip(keys, values, stamps, strict=True)
+                ]
+                self._provider.online_write_batch(self._config, self._views[view.name], data, None)
+
+
+def _batches(keys: Sequence[tuple[str, ...]], size: int) -> Iterator[Sequence[tuple[str, ...]]]:
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
+
+
+def _entity_keys(view: View, keys: Sequence[tuple[str, ...]]) -> list[Any]:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    names = view.keys
+    return [
+        EntityKey(join_keys=names, entity_values=[Value(string_val=part) for part in key]) for key in keys
+    ]
+
+
+def _packed(view: View, column: pl.Series) -> list[Any]:
+    from feast.protos.feast.types.Value_pb2 import FloatList, StringList, Value
+
+    if view.column == VALUES:
+        return [Value(float_list_val=FloatList(val=values)) for values in column.to_list()]
+    return [Value(string_list_val=StringList(val=values)) for values in column.to_list()]
