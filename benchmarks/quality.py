@@ -89,7 +89,12 @@ def table(nights: list[Evaluation], arguments: argparse.Namespace) -> str:
             + " |"
             for context in nights[0]
         ]
-    lines += ["", "## What the gates let serve", "", "| context | served, by seed | AUC served - best baseline |"]
+    lines += [
+        "",
+        "## What the gates let serve",
+        "",
+        "| context | served, by seed | AUC served - best baseline |",
+    ]
     lines.append("| --- | --- | --- |")
     for context in nights[0]:
         served = [night[context]["serves"] for night in nights]

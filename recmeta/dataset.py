@@ -117,7 +117,7 @@ def load_frames(settings: Settings, contexts: Contexts, until: datetime) -> Fram
     if table.is_empty():
         raise InputError(f"no labelled rows before {until:%Y-%m-%d}; ingest a log that reaches further back")
     table = table.sort("event_timestamp", "context", "user_id", "item_id", "group", maintain_order=True)
-    dense = np.ascontiguousarray(table["dense"].to_numpy(), dtype=np.float32)
+    dense = np.array(table["dense"].to_numpy(), dtype=np.float32)  # a copy that torch may write to
     table = table.drop("dense")
     first = table["event_timestamp"].min()
     assert isinstance(first, datetime)  # noqa: S101  (the column is a datetime and not empty)
@@ -157,7 +157,9 @@ def build_vocabularies(
     known_items = frequent(engaged["item_id"])
     categories = sorted(items["categories"].explode().drop_nulls().unique().to_list()) if len(items) else []
     if earlier is None:
-        return Vocabularies(Vocabulary(tuple(users)), Vocabulary(tuple(known_items)), Vocabulary(tuple(categories)))
+        return Vocabularies(
+            Vocabulary(tuple(users)), Vocabulary(tuple(known_items)), Vocabulary(tuple(categories))
+        )
     return Vocabularies(
         earlier.users.extended(users),
         earlier.items.extended(known_items),
@@ -197,7 +199,9 @@ def tensors(
         dense=torch.from_numpy(frames.dense),
         user=torch.from_numpy(_indices(table["user_id"], vocabularies.users)),
         item=torch.from_numpy(_indices(table["item_id"], vocabularies.items)),
-        categories=torch.from_numpy(_padded(table["categories"], vocabularies.categories, CATEGORIES_PER_ITEM)),
+        categories=torch.from_numpy(
+            _padded(table["categories"], vocabularies.categories, CATEGORIES_PER_ITEM)
+        ),
         history=torch.from_numpy(_padded(table["history"], vocabularies.items, history_length)),
         context=torch.from_numpy(context.to_numpy().astype(np.int64)),
         label=torch.from_numpy(table["label"].to_numpy().astype(np.float32)),
@@ -213,4 +217,3 @@ def tensors(
         chosen = np.flatnonzero(frames.part == part)
         parts[part] = Part(rows.take(torch.from_numpy(chosen)), clusters[chosen])
     return parts
-

@@ -162,6 +162,9 @@ class Manifest(_Entry):
     features: Features
     declarations: Contexts = Field(description="contexts.yaml as it was")
     units: dict[str, Unit]
+    trained: str | None = Field(
+        default=None, description="the unit that was trained for this bundle; a later night starts from it"
+    )
     contexts: dict[str, ContextEntry]
     files: dict[FilePath, FileEntry] = Field(default_factory=dict)
 
@@ -172,6 +175,8 @@ class Manifest(_Entry):
                 f"contexts: expected those declared, {', '.join(self.declarations.names)}; "
                 f"found {', '.join(sorted(self.contexts)) or 'none'}"
             )
+        if self.trained is not None and self.trained not in self.units:
+            raise ValueError(f"trained: unit {self.trained!r} is not among the units")
         for name, entry in self.contexts.items():
             if entry.unit is not None and entry.unit not in self.units:
                 raise ValueError(f"context {name!r}: unit {entry.unit!r} is not among the units")

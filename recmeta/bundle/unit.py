@@ -17,6 +17,7 @@ from recmeta.bundle.store import Bundle
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 
 ID_FILES = ("users", "items", "categories")
+MODEL_FILES = ("model.safetensors", "model.json")
 
 
 def write_unit(
@@ -27,6 +28,7 @@ def write_unit(
     users: Sequence[str],
     items: Sequence[str],
     categories: Sequence[str],
+    model: Path | None = None,
 ) -> tuple[str, Unit]:
     """Put an exported network into the bundle that is being made in ``folder``.
 
@@ -37,6 +39,7 @@ def write_unit(
         users: ids in the order of their index, which starts at 1 (0 is the unknown).
         items: likewise.
         categories: likewise.
+        model: folder with the network's weights, from which a later night can start; copied too.
 
     Returns:
         The unit's name, and what the manifest says of it.
@@ -53,6 +56,9 @@ def write_unit(
         shutil.copyfile(graph, temporary)
     for kind, text in texts.items():
         write_text(target / f"{kind}.txt", text)
+    for weights in MODEL_FILES if model is not None else ():
+        with replacing(target / weights) as temporary:
+            shutil.copyfile(model / weights, temporary)
     return name, unit
 
 

@@ -20,6 +20,7 @@ from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.dataset import TEST, TRAIN, VALIDATION, Frames, Part
 from recmeta.evaluation.baselines import fit_bias_only, popularity
 from recmeta.evaluation.gates import Decision, decide
+from recmeta.model_folder import load_model
 from recmeta.models.adapters import is_zero
 from recmeta.models.calibration import Calibration
 from recmeta.models.prediction import predict_logits
@@ -28,7 +29,6 @@ from recmeta.serving.scorer import Scorer
 from recmeta.stages.candidates import Candidate, blended, calibrated, scored
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, labelled_rows, labelled_tensors
-from recmeta.training import load_model
 
 Progress = Callable[[str, int, int], None]
 Floats = npt.NDArray[np.float64]
@@ -68,7 +68,7 @@ def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Pa
     later, test = parts[VALIDATION].rows, parts[TEST].rows
     labelled = parts[VALIDATION]
     space = feature_space(night)
-    column = space.index(space.popularity_column)
+    column = space.index(space.popularity_column())
     found = {
         "shared": calibrated(predict_logits(model, later), predict_logits(model, test), labelled),
         "popularity": calibrated(
@@ -83,7 +83,9 @@ def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Pa
         )
     trees = night.folder / "trees" / f"{name}.txt"
     if trees.exists():
-        found["trees"] = calibrated(_tree_logits(trees, later.dense.numpy()), _tree_logits(trees, test.dense.numpy()), labelled)
+        found["trees"] = calibrated(
+            _tree_logits(trees, later.dense.numpy()), _tree_logits(trees, test.dense.numpy()), labelled
+        )
         found["blend"] = blended(found.get("adapter", found["shared"]), found["trees"], labelled)
     return found
 

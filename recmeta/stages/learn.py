@@ -14,14 +14,17 @@ from safetensors.torch import save_file
 from recmeta import artifacts
 from recmeta.adaptation import adapt as fit_adapters
 from recmeta.bundle.store import BundleStore
+from recmeta.bundle.unit import read_ids
 from recmeta.dataset import CATEGORIES_PER_ITEM, TRAIN, VALIDATION, Vocabularies, build_vocabularies
+from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import fit_trees
 from recmeta.events.store import read_items
 from recmeta.features.assembly import FeatureSpace
+from recmeta.model_folder import load_model
 from recmeta.models.shared import ModelShape
 from recmeta.stages.night import Night, labelled_rows, labelled_tensors
-from recmeta.training import load_model, train as meta_train
+from recmeta.training import train as meta_train
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,7 +44,7 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
     frames = labelled_rows(night)
     warm = _earlier_model(night)
     vocabularies = build_vocabularies(
-        frames, read_items(night.settings), None if warm is None else Vocabularies.load(warm)
+        frames, read_items(night.settings), None if warm is None else _vocabularies_of(warm)
     )
     vocabularies.save(folder)
     parts = labelled_tensors(night)
@@ -70,6 +73,13 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
     report |= {"warm": warm is not None, "rows": len(parts[TRAIN].rows)}
     artifacts.write_json(done, report)
     return report
+
+
+def _vocabularies_of(unit: Path) -> Vocabularies:
+    users, items, categories = (
+        Vocabulary(tuple(read_ids(unit / f"{kind}.txt"))) for kind in ("users", "items", "categories")
+    )
+    return Vocabularies(users, items, categories)
 
 
 def _earlier_model(night: Night) -> Path | None:

@@ -22,6 +22,7 @@ from recmeta.events.ledger import Interval, check_interval
 from recmeta.events.store import event_span, read_items, scan_events
 from recmeta.settings import Settings
 
+
 @dataclass(frozen=True, eq=False)
 class Night:
     """One night: its settings, its contexts, its end, and the folder where its artifacts lie."""
@@ -94,7 +95,9 @@ def parse_until(value: datetime | str) -> datetime:
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
     if value != _midnight(value):
-        raise IntervalError(f"until: expected a midnight, UTC, because nights are whole days; found {value.isoformat()}")
+        raise IntervalError(
+            f"until: expected a midnight, UTC, because nights are whole days; found {value.isoformat()}"
+        )
     return value.astimezone(UTC)
 
 

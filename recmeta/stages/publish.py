@@ -1,0 +1,223 @@
+"""Make the night's bundle, check it against the models it came from, publish it, and promote it.
+
+What a context keeps from the champion is carried over file by file. This module must never judge
+quality: the gates did, and it only adds what can be known after export (parity).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import torch
+from safetensors.torch import load_file
+
+from recmeta import artifacts
+from recmeta.bundle.export import export_network, write_adapter
+from recmeta.bundle.export_trees import export_trees
+from recmeta.bundle.manifest import ContextEntry, Features, Manifest, Unit
+from recmeta.bundle.parity import network_difference, trees_difference
+from recmeta.bundle.store import Bundle, BundleStore
+from recmeta.bundle.unit import carry_over, write_unit
+from recmeta.dataset import TEST, Vocabularies
+from recmeta.episodes.rows import Rows
+from recmeta.evaluation.baselines import Trees
+from recmeta.evaluation.gates import BundleDecision, Decision, GateResult, decide_bundle
+from recmeta.events.store import read_items, scan_events
+from recmeta.model_folder import load_model
+from recmeta.serving.catalogue import CATALOGUE, catalogue_table
+from recmeta.stages.learn import feature_space
+from recmeta.stages.night import Night, labelled_tensors
+
+Progress = Callable[[str, int, int], None]
+
+PARITY_ROWS = 2_000
+"""Test rows of a context on which exported files are compared with the models they came from."""
+
+
+def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
+    """Publish and promote what the gates let pass; where they let nothing pass, say why and change nothing."""
+    store = BundleStore(night.settings.bundles_folder)
+    decided = artifacts.read_json(night.folder / "evaluate.json")
+    parent = None if night.parent is None else store.open(night.parent)
+    with tempfile.TemporaryDirectory(prefix="recmeta-") as temporary:
+        making = _Making(night, decided, parent, Path(temporary))
+        making.write()
+        verdict = _judge(decided, making.parities, night, parent)
+        version = store.publish(making.manifest(), Path(temporary)) if verdict.promote else None
+    if version is not None:
+        store.promote(version, night.parent)
+    report = {
+        "version": version,
+        "promoted": version is not None,
+        "reason": verdict.reason,
+        "champion": store.champion_version(),
+        "parent": night.parent,
+        "until": night.until.isoformat(),
+        "largest_logit_difference": max(making.parities.values(), default=0.0),
+        "contexts": {
+            name: {
+                "serves": found["serves"],
+                "promoted": found["promoted"],
+                "reason": found["reason"],
+                "metrics": found["metrics"].get(_measured_as(found["serves"]), {}),
+                "candidates": found["metrics"],
+            }
+            for name, found in decided.items()
+        },
+    }
+    artifacts.write_json(night.folder / "publish.json", report)
+    return report
+
+
+def _measured_as(serves: str) -> str:
+    return "popularity" if serves == "nothing" else serves
+
+
+def _judge(
+    decided: dict[str, Any], parities: dict[str, float], night: Night, parent: Bundle | None
+) -> BundleDecision:
+    decisions = {
+        name: Decision(
+            context=name,
+            serves=found["serves"],
+            promoted=found["promoted"],
+            reason=found["reason"],
+            checks=tuple(GateResult(**check) for check in found["checks"]),
+            metrics=found["metrics"],
+        )
+        for name, found in decided.items()
+    }
+    serving = None if parent is None else frozenset(parent.manifest.contexts)
+    return decide_bundle(decisions, parities, night.settings.gate, parent_contexts=serving)
+
+
+@dataclass
+class _Making:
+    """A bundle while it is made: files below ``folder``, and what the manifest will say of them."""
+
+    night: Night
+    decided: dict[str, Any]
+    parent: Bundle | None
+    folder: Path
+    parities: dict[str, float] = field(default_factory=dict)
+    units: dict[str, Unit] = field(default_factory=dict)
+    contexts: dict[str, ContextEntry] = field(default_factory=dict)
+    trained: str = ""
+
+    def write(self) -> None:
+        """Export what tonight made and what is served of it, and carry over what stays."""
+        train = self.night.folder / "train"
+        model = load_model(train)
+        parts = labelled_tensors(self.night)
+        rows = [self._probe(parts[TEST].of_context(index).rows) for index, _ in enumerate(self.decided, 1)]
+        graph = export_network(model, self.folder)
+        vocabularies = Vocabularies.load(train)
+        self.trained, unit = write_unit(
+            self.folder,
+            graph,
+            contexts=self.night.contexts.names,
+            users=vocabularies.users.ids,
+            items=vocabularies.items.ids,
+            categories=vocabularies.categories.ids,
+            model=train,
+        )
+        self.units[self.trained] = unit
+        kept_graph = self.folder / "units" / self.trained / graph.name
+        graph.unlink()
+        for (name, found), probe in zip(self.decided.items(), rows, strict=True):
+            if found["serves"] == "incumbent":
+                assert self.parent is not None  # noqa: S101  (an incumbent is the parent's)
+                self.contexts[name], units = carry_over(self.parent, name, self.folder)
+                self.units |= units
+                continue
+            adapter = trees = None
+            networked = found["blends"] if found["serves"] == "blend" else found["serves"]
+            if networked == "adapter":
+                adapter = f"adapters/{name}.onnx_adapter"
+                tensors = load_file(self.night.folder / "adapters" / f"{name}.safetensors")
+                (self.folder / "adapters").mkdir(exist_ok=True)
+                write_adapter(model, tensors, self.folder / adapter)
+                self._compare(
+                    name, network_difference, model, kept_graph, probe, tensors, self.folder / adapter
+                )
+            elif networked == "shared":
+                self._compare(name, network_difference, model, kept_graph, probe)
+            if found["serves"] in ("trees", "blend"):
+                trees = f"trees/{name}.onnx"
+                self._export_trees(name, self.folder / trees, probe)
+            self.contexts[name] = self._entry(found, networked, adapter, trees)
+        catalogue = catalogue_table(
+            scan_events(self.night.settings, None, self.night.until), read_items(self.night.settings)
+        )
+        with artifacts.replacing(self.folder / CATALOGUE) as temporary:
+            catalogue.write_parquet(temporary, compression="zstd", statistics=False)
+
+    def _export_trees(self, name: str, path: Path, probe: Rows) -> None:
+        booster = lightgbm.Booster(model_file=str(self.night.folder / "trees" / f"{name}.txt"))
+        trees = Trees(booster, booster.current_iteration())
+        export_trees(trees, path)
+        if len(probe):
+            self.parities[f"{name} trees"] = trees_difference(trees, path, probe.dense.numpy())
+
+    def _compare(
+        self, name: str, difference: Callable[..., float], model: Any, graph: Path, probe: Rows, *rest: Any
+    ) -> None:
+        if len(probe) > 1:
+            self.parities[f"{name} network"] = difference(model, graph, probe.columns(), *rest)
+
+    def _entry(
+        self, found: dict[str, Any], networked: str, adapter: str | None, trees: str | None
+    ) -> ContextEntry:
+        serves = found["serves"]
+        fitted = found["calibration"]
+        calibration = {}
+        if networked in ("shared", "adapter"):
+            calibration["network"] = fitted[networked]
+        if trees is not None:
+            calibration["trees"] = fitted["trees"]
+        if serves in ("popularity", "nothing"):
+            calibration["popularity"] = fitted["popularity"]
+        return ContextEntry.model_validate(
+            {
+                "serves": serves,
+                "reason": found["reason"],
+                "unit": self.trained if "network" in calibration else None,
+                "adapter": adapter,
+                "trees": trees,
+                "calibration": calibration,
+                "tree_weight": found["tree_weight"] if serves == "blend" else 0.0,
+                "metrics": found["metrics"].get(_measured_as(serves), {}),
+            }
+        )
+
+    def _probe(self, rows: Rows) -> Rows:
+        return rows.take(torch.arange(min(len(rows), PARITY_ROWS)))
+
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself; the store adds the checksums."""
+        settings = self.night.settings
+        space = feature_space(self.night)
+        return Manifest(
+            until=self.night.until,
+            parent=self.night.parent,
+            seed=settings.training.seed,
+            settings_digest=artifacts.digest_of(
+                settings.model_dump(mode="json", exclude={"workspace", "stores", "serving"})
+            ),
+            features=Features(
+                names=space.names,
+                digest=space.digest,
+                half_lives=settings.features.half_lives,
+                history_length=settings.features.history_length,
+                popularity=space.popularity_column(),
+            ),
+            declarations=self.night.contexts,
+            units=self.units,
+            trained=self.trained,
+            contexts=self.contexts,
+        )
