@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import dataframely as dy
 import polars as pl
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -25,13 +24,12 @@ from recmeta.errors import BusyError, ContextError, InputError, QuarantineError
 from recmeta.events.ledger import DAY, Interval, Ledger, midnight_after, midnight_before
 from recmeta.events.readers import RawLog, preset, read_source
 from recmeta.events.schema import (
-    INSTANT,
     INTERACTION_SCHEMA,
     ITEM_SCHEMA,
-    Interaction,
     Item,
     known_timestamp,
 )
+from recmeta.events.validation import REFUSAL_COLUMNS, judge
 from recmeta.settings import Settings
 
 Progress = Callable[[str, int, int], None]
@@ -39,27 +37,6 @@ Progress = Callable[[str, int, int], None]
 _KEY = ("event_id", "context")
 _ORDER = ("known_timestamp", "event_id", "context")
 _LOCK_SECONDS = 60.0
-
-_RULE_NAMES = {
-    "context|nullability": "unknown_event_type",
-    "label|nullability": "unknown_event_type",
-    "event_timestamp|nullability": "unreadable_timestamp",
-    "created_timestamp|nullability": "unreadable_timestamp",
-}
-
-
-class _Arrival(Interaction):
-    """An interaction on its way in, with what its refusal would have to say."""
-
-    row = dy.Int64(nullable=False)
-    file = dy.String(nullable=False)
-    event_type = dy.String(nullable=True)
-    now = dy.Datetime(nullable=False, time_unit="us", time_zone="UTC")
-
-    @dy.rule()
-    def in_the_future(cls) -> pl.Expr:  # noqa: N805  (dataframely passes the class)
-        """Nothing is known before it happened."""
-        return known_timestamp() <= pl.col("now")
 
 
 @dataclass(frozen=True)
@@ -136,17 +113,14 @@ def _ingest(
     progress("read", 0, 1)
     raw = _read(source, path, contexts, simulator)
     progress("read", 1, 1)
-    arrivals, ignored = _arrivals(raw.rows, contexts, now)
-    ignored += raw.left_out
-    accepted, failure = _Arrival.filter(arrivals)
-    refused = [_with_rules(failure)]
-    fresh, replaced, duplicates = _against_store(settings, accepted)
+    judgement = judge(raw.rows, contexts, now)
+    ignored = judgement.ignored + raw.left_out
+    fresh, replaced, duplicates = _against_store(settings, judgement.accepted)
     fresh, late = _split_late(settings, fresh)
-    refused.append(late)
-    refusals = pl.concat(refused)
+    refusals = pl.concat([judgement.refused, late])
     quarantine = _write_quarantine(settings, refusals)
     counts = dict(sorted(refusals.group_by("rule").len().rows()))
-    _check_share(settings, raw, arrivals, refusals, counts, quarantine)
+    _check_share(settings, raw.origin, judgement.judged, refusals, counts, quarantine)
     if unwritten is not None:
         artifacts.write_text(settings.contexts_file, unwritten)
     reopened = _reopen(settings, contexts, fresh, replaced)
@@ -156,7 +130,7 @@ def _ingest(
     known = fresh.select(known_timestamp()).to_series()
     return IngestReport(
         origin=raw.origin,
-        rows=arrivals.height + ignored,
+        rows=judgement.judged + ignored,
         accepted=fresh.height,
         duplicates=duplicates,
         ignored=ignored,
@@ -195,79 +169,6 @@ def _read(source: str, path: Path | None, contexts: Contexts, simulator: dict[st
         raise InputError(f"simulator: {faults}") from error
 
 
-def _arrivals(rows: pl.DataFrame, contexts: Contexts, now: datetime) -> tuple[pl.DataFrame, int]:
-    """Rows as `_Arrival` has them (once for each context of their event type), and how many are ignored."""
-    if contexts.source is not None and contexts.source.ignore:
-        kept = rows.filter(~pl.col("event_type").is_in(contexts.source.ignore).fill_null(False))
-    else:
-        kept = rows
-    meanings = pl.DataFrame(
-        [
-            (event_type, context.name, label)
-            for context in contexts.declared()
-            for label, event_types in ((1, context.positives), (0, context.negative_events))
-            for event_type in sorted(set(event_types))
-        ],
-        schema={"event_type": pl.String, "context": pl.String, "label": pl.UInt8},
-        orient="row",
-    )
-    full = kept.join(meanings, on="event_type", how="left", maintain_order="left_right")
-    empty = {"event_id": pl.String, "weight": pl.Float32, "position": pl.Int32, "propensity": pl.Float32}
-    full = full.with_columns(
-        pl.lit(None, dtype=dtype).alias(name) for name, dtype in empty.items() if name not in full.columns
-    )
-    if "created_timestamp" not in full.columns:
-        full = full.with_columns(created_timestamp=pl.col("event_timestamp"))
-    full = full.with_columns(
-        pl.col("event_id").fill_null(_derived_ids(full)),
-        pl.col("weight").fill_null(1.0),
-        # What no context knows has no label; the missing context refuses it.
-        pl.col("label").fill_null(0),
-        pl.lit(now, dtype=INSTANT).alias("now"),
-    )
-    return full.select(_Arrival.column_names()), rows.height - kept.height
-
-
-def _derived_ids(rows: pl.DataFrame) -> pl.Series:
-    """A name for an event that has none: 128 bits of BLAKE2b of who, what, how and when."""
-    fields = rows.select(
-        pl.concat_str(
-            "user_id",
-            "item_id",
-            "event_type",
-            pl.col("event_timestamp").to_physical().cast(pl.String),
-            separator="\x1f",  # no id that passes the rules holds it
-            ignore_nulls=True,
-        ).fill_null("")
-    ).to_series()
-    digests = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in fields]
-    return pl.Series("event_id", digests, dtype=pl.String)
-
-
-_REFUSAL_COLUMNS = (
-    "rule", "row", "file", "event_type", "user_id", "item_id", "context", "event_timestamp",
-    "created_timestamp", "weight", "position", "propensity", "event_id",
-)  # fmt: skip
-
-
-def _with_rules(failure: dy.FailureInfo) -> pl.DataFrame:
-    """Refused rows, each with the name of the first rule that it broke."""
-    rows, details = failure.invalid(), failure.details()
-    names = [name for name in details.columns if name not in rows.columns]
-    # Of several broken rules these explain a row best: what it is, and when it was.
-    names.sort(key=lambda name: (name not in _RULE_NAMES, name != "in_the_future"))
-    first = pl.coalesce(
-        *(pl.when(pl.col(name) == "invalid").then(pl.lit(_rule_name(name))) for name in names),
-        pl.lit("invalid"),
-    )
-    return rows.with_columns(details.select(first.alias("rule")).to_series()).select(_REFUSAL_COLUMNS)
-
-
-def _rule_name(name: str) -> str:
-    plain = name.replace("|nullability", "_missing").replace("|check__", "_").replace("|", "_")
-    return _RULE_NAMES.get(name, plain)
-
-
 def _against_store(settings: Settings, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """Rows that the store does not have, the stored rows that they replace, and how many are duplicates.
 
@@ -276,7 +177,7 @@ def _against_store(settings: Settings, accepted: pl.DataFrame) -> tuple[pl.DataF
     keys = accepted.lazy().select(_KEY).unique()
     stored = scan_events(settings).join(keys, on=_KEY, how="semi").collect()
     stored = stored.with_columns(stored=pl.lit(True))
-    everything = pl.concat([stored, accepted.drop("now").with_columns(stored=pl.lit(False))], how="diagonal")
+    everything = pl.concat([stored, accepted.with_columns(stored=pl.lit(False))], how="diagonal")
     columns = [name for name in INTERACTION_SCHEMA if name not in _KEY]
     winners = (
         everything.with_columns(known_timestamp())
@@ -308,7 +209,7 @@ def _split_late(settings: Settings, fresh: pl.DataFrame) -> tuple[pl.DataFrame, 
             have.implode()
         )
     refused = fresh.filter(late).with_columns(rule=pl.lit("too_late"))
-    return fresh.filter(~late), refused.select(_REFUSAL_COLUMNS)
+    return fresh.filter(~late), refused.select(REFUSAL_COLUMNS)
 
 
 def _write_quarantine(settings: Settings, refusals: pl.DataFrame) -> Path | None:
@@ -324,20 +225,20 @@ def _write_quarantine(settings: Settings, refusals: pl.DataFrame) -> Path | None
 
 def _check_share(
     settings: Settings,
-    raw: RawLog,
-    arrivals: pl.DataFrame,
+    origin: str,
+    judged: int,
     refusals: pl.DataFrame,
     counts: dict[str, int],
     quarantine: Path | None,
 ) -> None:
-    share, limit = refusals.height / max(arrivals.height, 1), settings.events.quarantine_share
+    share, limit = refusals.height / max(judged, 1), settings.events.quarantine_share
     if share <= limit:
         return
     unknown = refusals.filter(pl.col("rule") == "unknown_event_type").get_column("event_type")
     kinds = ", ".join(repr(kind)[:60] for kind in unknown.unique().sort().head(5))
     raise QuarantineError(
-        f"{raw.origin}: expected at most {limit:.1%} of the rows to be refused, found {share:.1%} "
-        f"({refusals.height:,} of {arrivals.height:,}): "
+        f"{origin}: expected at most {limit:.1%} of the rows to be refused, found {share:.1%} "
+        f"({refusals.height:,} of {judged:,}): "
         + ", ".join(f"{rule} {count:,}" for rule, count in counts.items())
         + (f"; event types without a context: {kinds}" if kinds else "")
         + f". Nothing was taken. The refused rows and their rules are in {quarantine}; mend the source, "
