@@ -22,12 +22,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recmeta.bundle.store import BundleStore
-from recmeta.errors import BusyError, InputError, IntegrityError, NotFoundError, RecmetaError
+from recmeta.errors import BusyError, InputError, IntegrityError, NotFoundError, RecmetaError, SchemaError
 from recmeta.serving.recommender import Recommender
 from recmeta.settings import Settings
 
 STATUS: dict[type[RecmetaError], int] = {
     InputError: 400,
+    SchemaError: 503,  # not the client's table: features that do not fit the bundle
     NotFoundError: 404,
     IntegrityError: 503,
     BusyError: 503,

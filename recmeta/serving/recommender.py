@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,12 @@ class Recommender:
                 f"bundle {bundle.version}: its features (digest {manifest.features.digest[:12]}) are not "
                 f"those that recmeta computes now ({self._space.digest[:12]}); run `recmeta nightly`"
             )
+        told, found = manifest.features, settings.features
+        if (told.half_lives, told.history_length) != (found.half_lives, found.history_length):
+            raise IntegrityError(
+                f"bundle {bundle.version} was made with other half-lives or another history length than "
+                "the settings have now; run `recmeta nightly`"
+            )
         self._popularity = manifest.features.popularity_index
         self._history_length = manifest.features.history_length
         self._scorer = Scorer(bundle)
@@ -80,8 +86,7 @@ class Recommender:
                 f"item_ids: expected at most {self._settings.serving.most_items}, found {len(item_ids)}"
             )
         items = list(dict.fromkeys(check_id(item, "item_ids") for item in item_ids))
-        as_of, notes = self._instant(now)
-        return self._answer(context, user_id, items, as_of, notes, limit=None, exclude_seen=False)
+        return self._answer(context, user_id, items, now, limit=None, exclude_seen=False)
 
     def recommend(
         self,
@@ -106,13 +111,11 @@ class Recommender:
         check_id(user_id, "user_id")
         if not 1 <= n <= self._settings.serving.most_items:
             raise InputError(f"n: expected 1 to {self._settings.serving.most_items}, found {n}")
-        as_of, notes = self._instant(now)
-        items = self._catalogue.alive(as_of, self._settings.serving.alive_within)
+        items = self._catalogue.alive(self._instant(now)[0], self._settings.serving.alive_within)
         most = self._settings.serving.most_candidates
-        if not items:
-            items = self._catalogue.latest(most)
-            notes.append("nobody touched any item lately; the latest ones are ranked")
-        return self._answer(context, user_id, items[:most], as_of, notes, limit=n, exclude_seen=exclude_seen)
+        notes = [] if items else ["nobody touched any item lately; the latest ones are ranked"]
+        items = (items or self._catalogue.latest(most))[:most]
+        return self._answer(context, user_id, items, now, limit=n, exclude_seen=exclude_seen, notes=notes)
 
     def record(self, interactions: pl.DataFrame) -> None:
         """Take live interactions (columns of ``Interaction``) into the online features at once.
@@ -128,44 +131,62 @@ class Recommender:
                 f"unknown context {context!r}; bundle {self.version} serves {', '.join(self.serves)}"
             )
 
-    def _instant(self, now: datetime | None) -> tuple[datetime, list[str]]:
+    def _instant(self, now: datetime | None) -> tuple[datetime, bool]:
+        """The instant to answer as of, and whether it is the end of a log that ended long ago."""
         if now is not None:
             if now.tzinfo is None:
                 raise InputError(f"now: expected an instant with a zone, found {now.isoformat()} without")
-            return now.astimezone(UTC), []
+            return now.astimezone(UTC), False
         clock = datetime.now(UTC)
-        if clock - self.until <= self._settings.serving.alive_within:
-            return clock, []
-        return self.until, [
-            f"the bundle knows nothing after {self.until:%Y-%m-%d}; answered as of that midnight"
-        ]
+        ended = clock - self.until > self._settings.serving.alive_within
+        return (self.until, True) if ended else (clock, False)
+
+    def _read_after_end(
+        self, user_id: str, items: Sequence[str], as_of: datetime
+    ) -> tuple[OnlineFeatures, datetime]:
+        """Read online features of a log that ended long ago, and the instant they are of.
+
+        Where somebody acted live after its end, that is just after the latest action that is visible here.
+        """
+        online = self._store.read_online(user_id, items, as_of)
+        hours = np.concatenate([block.hours for block in online.blocks.values()] or [np.zeros(0)])
+        ahead = float(np.max(-hours, initial=0.0, where=hours < 0))
+        if ahead > 0.0:
+            as_of += timedelta(hours=ahead, seconds=1)
+            online = self._store.read_online(user_id, items, as_of)
+        return online, as_of
 
     def _answer(
         self,
         context: str,
         user_id: str,
         items: list[str],
-        as_of: datetime,
-        notes: list[str],
+        now: datetime | None,
         *,
         limit: int | None,
         exclude_seen: bool,
+        notes: Sequence[str] = (),
     ) -> Answer:
+        told = [*notes]
+        as_of, ended = self._instant(now)
+        if ended:
+            online, as_of = self._read_after_end(user_id, items, as_of)
+            told.append(f"the log ended long ago; answered as of {as_of:%Y-%m-%d %H:%M} UTC")
+        else:
+            online = self._store.read_online(user_id, items, as_of)
         serves = self.serves[context]
         if serves == "nothing":
             serves = "popularity"
-            notes.append(f"the gates let nothing serve {context}; ranked by popularity")
-        online = self._store.read_online(user_id, items, as_of)
+            told.append(f"the gates let nothing serve {context}; ranked by popularity")
         if exclude_seen:
             kept = np.flatnonzero(~self._seen(context, items, online))
             items = [items[place] for place in kept]
             online = online.take(kept)
         categories = self._catalogue.categories(items)
         dense = self._space.assemble(context, online.blocks, _microseconds(as_of, len(items)))
-        candidates = Candidates(user_id, items, categories, online.history, dense)
-        scores = self._scorer.score(context, candidates)
+        scores = self._scorer.score(context, Candidates(user_id, items, categories, online.history, dense))
         popularity = dense[:, self._popularity]
-        order = np.lexsort((np.array(items, dtype=object).astype(str), -popularity, -scores))[:limit]
+        order = np.lexsort((np.array(items, dtype=np.str_), -popularity, -scores))[:limit]
         tastes = self._tastes(online.history)
         ranked = tuple(
             RankedItem(
@@ -173,9 +194,9 @@ class Recommender:
                 items[place],
                 categories[place],
                 float(scores[place]),
-                self._item_reason(items[place], categories[place], tastes, popularity[place]),
+                self._item_reason(items[place], categories[place], tastes, float(popularity[place])),
             )
-            for rank, place in enumerate(order, start=1)
+            for rank, place in enumerate(order.tolist(), start=1)
         )
         return Answer(
             context=context,
@@ -185,7 +206,7 @@ class Recommender:
             version=self.version,
             serves=serves,
             as_of=as_of,
-            degraded=tuple(notes),
+            degraded=tuple(told),
         )
 
     def _seen(self, context: str, items: Sequence[str], online: OnlineFeatures) -> npt.NDArray[np.bool_]:
@@ -209,7 +230,11 @@ class Recommender:
     ) -> str:
         liked = max(categories, key=lambda category: tastes[category], default="")
         engagements = float(np.expm1(popularity))
-        here = f"{engagements:.0f} engagements here lately" if engagements >= 0.5 else "little known here yet"
+        here = (
+            "little known here yet"
+            if round(engagements) < 1
+            else f"{engagements:.0f} engagement{'s' if round(engagements) > 1 else ''} here lately"
+        )
         if liked and tastes[liked]:
             total = min(sum(tastes.values()), self._history_length)
             return f"{liked}: {tastes[liked]} of the user's last {total}; {here}"
