@@ -49,16 +49,16 @@ def write_unit(
     texts = {
         name: "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in ids[name]) for name in ID_FILES
     }
-    name = digest_of(sha256_of_file(graph), unit.model_dump(mode="json"), *texts.values())[:12]
+    weights = {} if model is None else {file: model / file for file in MODEL_FILES}
+    digests = [sha256_of_file(path) for path in (graph, *weights.values())]
+    name = digest_of(digests, unit.model_dump(mode="json"), *texts.values())[:12]
     target = folder / "units" / name
     target.mkdir(parents=True, exist_ok=True)
-    with replacing(target / "graph.onnx") as temporary:
-        shutil.copyfile(graph, temporary)
+    for file, source in {"graph.onnx": graph, **weights}.items():
+        with replacing(target / file) as temporary:
+            shutil.copyfile(source, temporary)
     for kind, text in texts.items():
         write_text(target / f"{kind}.txt", text)
-    for weights in MODEL_FILES if model is not None else ():
-        with replacing(target / weights) as temporary:
-            shutil.copyfile(model / weights, temporary)
     return name, unit
 
 

@@ -69,6 +69,7 @@ def test_contexts_in_another_order_give_the_same_bytes() -> None:
     [
         ({"units": {}}, "not among the units"),
         ({"contexts": {}}, "contexts: expected those declared"),
+        ({"trained": "ffffffffffff"}, "trained: unit 'ffffffffffff' is not among"),
         ({"parent": "../../etc"}, "parent"),
         ({"until": "2026-06-30T00:00:00"}, "zone"),
         ({"format_version": 2}, "format_version"),

@@ -59,6 +59,20 @@ def test_the_name_of_a_unit_is_decided_by_its_content(tmp_path: Path, graph: Pat
     assert name("five", ["u"], ["a"]) != first
 
 
+def test_the_weights_from_which_a_later_night_starts_are_kept_and_count(tmp_path: Path, graph: Path) -> None:
+    names = []
+    for weights in (b"one", b"one", b"two"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        (tmp_path / "model.json").write_text("{}")
+        name, _ = write_unit(
+            tmp_path, graph, contexts=["a"], users=[], items=[], categories=[], model=tmp_path
+        )
+        assert (tmp_path / "units" / name / "model.safetensors").read_bytes() == weights
+        assert (tmp_path / "units" / name / "model.json").read_text() == "{}"
+        names.append(name)
+    assert names[0] == names[1] != names[2]
+
+
 @pytest.mark.parametrize("line", ["plain", "3", '["u"]', '"u'])
 def test_a_line_that_is_no_id_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "users.txt").write_text(f'"fine"\n{line}\n')
