@@ -29,6 +29,7 @@ from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.gates import BundleDecision, Decision, GateResult, decide_bundle
 from recmeta.events.store import read_items, scan_events
 from recmeta.model_folder import load_model
+from recmeta.models.shared import SharedModel
 from recmeta.serving.catalogue import CATALOGUE, catalogue_table
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, labelled_tensors
@@ -40,7 +41,7 @@ PARITY_ROWS = 2_000
 
 
 def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
-    """Publish and promote what the gates let pass; where they let nothing pass, say why and change nothing."""
+    """Publish and promote what the gates let pass; where that is nothing, say why and change nothing."""
     store = BundleStore(night.settings.bundles_folder)
     decided = artifacts.read_json(night.folder / "evaluate.json")
     parent = None if night.parent is None else store.open(night.parent)
@@ -142,11 +143,9 @@ class _Making:
                 tensors = load_file(self.night.folder / "adapters" / f"{name}.safetensors")
                 (self.folder / "adapters").mkdir(exist_ok=True)
                 write_adapter(model, tensors, self.folder / adapter)
-                self._compare(
-                    name, network_difference, model, kept_graph, probe, tensors, self.folder / adapter
-                )
+                self._compare(name, model, kept_graph, probe, tensors, self.folder / adapter)
             elif networked == "shared":
-                self._compare(name, network_difference, model, kept_graph, probe)
+                self._compare(name, model, kept_graph, probe)
             if found["serves"] in ("trees", "blend"):
                 trees = f"trees/{name}.onnx"
                 self._export_trees(name, self.folder / trees, probe)
@@ -164,11 +163,9 @@ class _Making:
         if len(probe):
             self.parities[f"{name} trees"] = trees_difference(trees, path, probe.dense.numpy())
 
-    def _compare(
-        self, name: str, difference: Callable[..., float], model: Any, graph: Path, probe: Rows, *rest: Any
-    ) -> None:
+    def _compare(self, name: str, model: SharedModel, graph: Path, probe: Rows, *adapter: Any) -> None:
         if len(probe) > 1:
-            self.parities[f"{name} network"] = difference(model, graph, probe.columns(), *rest)
+            self.parities[f"{name} network"] = network_difference(model, graph, probe.columns(), *adapter)
 
     def _entry(
         self, found: dict[str, Any], networked: str, adapter: str | None, trees: str | None
