@@ -95,7 +95,8 @@ def load_rows(
 
     Returns:
         The columns of `row_schema` and ``categories`` (List(String), of the item), in the order of the
-        contexts, then of the instants. ``dense`` is Array(Float32, size of the feature space).
+        contexts, then of the months in which they became known, then of the instants. ``dense`` is
+        Array(Float32, size of the feature space).
     """
     names = [contexts] if isinstance(contexts, str) else list(contexts)
     files = [file for name in names for file in _files(settings, name)]
