@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from recmeta.artifacts import to_json
 from recmeta.contexts import Contexts, Duration
-from recmeta.errors import IntegrityError
+from recmeta.errors import ContextError, IntegrityError
 from recmeta.models.calibration import Calibration
 
 MANIFEST_NAME = "manifest.json"
@@ -212,6 +212,8 @@ class Manifest(_Entry):
         """
         try:
             manifest = cls.model_validate_json(content)
+        except ContextError as error:
+            raise IntegrityError(f"{where}: no manifest of format 1: declarations: {error}") from error
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(str(part) for part in fault["loc"]) or "file"

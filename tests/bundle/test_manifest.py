@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from bundle_samples import sample_manifest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from recmeta.bundle.manifest import Manifest, check_file_path
@@ -112,17 +110,19 @@ def test_a_path_that_leaves_the_bundle_or_is_written_oddly_is_refused(path: str)
         check_file_path(path)
 
 
-@given(cut=st.integers(0, 400), flip=st.integers(0, 7))
-def test_no_flipped_bit_goes_unnoticed(cut: int, flip: int) -> None:
+def test_no_flipped_bit_goes_unnoticed() -> None:
     manifest = sample_manifest()
-    content = bytearray(manifest.to_bytes())
-    content[cut * len(content) // 401] ^= 1 << flip
-    try:
-        read = Manifest.from_bytes(bytes(content), where="here")
-    except IntegrityError as error:
-        assert str(error).startswith("here: ")
-    else:
-        assert read.version != manifest.version
+    content = manifest.to_bytes()
+    for place in range(len(content)):
+        for bit in {5, place % 8}:  # the fifth makes a capital of a letter
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            try:
+                read = Manifest.from_bytes(bytes(damaged), where="here")
+            except IntegrityError as error:
+                assert str(error).startswith("here: ")
+            else:
+                assert read.version != manifest.version
 
 
 def test_manifests_know_when_the_popularity_column_is_missing() -> None:
