@@ -65,9 +65,9 @@ def building_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                _flush(file)
+        for entry in sorted(temporary.rglob("*")):  # folders too: they hold the names
+            _flush(entry)
+        _flush(temporary)
         temporary.rename(path)
         _flush(path.parent)
     finally:

@@ -6,7 +6,8 @@ know a model, a metric or a bundle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -71,6 +72,20 @@ class Part:
         """The rows of the context with this 1-based index."""
         chosen = torch.nonzero(self.rows.context == index).flatten()
         return Part(self.rows.take(chosen), self.clusters[chosen.numpy()])
+
+    def as_lists(self, request_columns: Sequence[int]) -> Part:
+        """The same rows, each with the user's state as it was at the first row of its ranking list.
+
+        A list is ranked at one instant. Rows that were met over a day would else be told apart by
+        what their user did between them, which no ranking can know.
+        """
+        group = self.rows.group.numpy()
+        _, first, lists = np.unique(group, return_index=True, return_inverse=True)
+        source = torch.from_numpy(first[lists])
+        columns = torch.tensor(request_columns, dtype=torch.int64)
+        dense = self.rows.dense.clone()
+        dense[:, columns] = self.rows.dense[source][:, columns]
+        return Part(replace(self.rows, dense=dense, history=self.rows.history[source]), self.clusters)
 
 
 @dataclass(frozen=True)

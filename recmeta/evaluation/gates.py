@@ -49,6 +49,8 @@ class Scored:
     user: npt.NDArray[np.int64]
     group: npt.NDArray[np.int64]
     logits: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float64]]
+    ranking: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """Where a ranking list is met over time: logits with the user's state at the list's first row, [n]."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def decide(context: str, validation: Scored, test: Scored, settings: GateSetting
         test.user,
         weight=test.weight,
         group=test.group,
+        ranking=test.ranking,
         resamples=settings.resamples,
         seed=seed,
     )

@@ -112,6 +112,7 @@ def resample(
     *,
     weight: npt.ArrayLike | None = None,
     group: npt.ArrayLike | None = None,
+    ranking: Mapping[str, npt.ArrayLike] | None = None,
     k: int = 10,
     resamples: int = 1000,
     seed: int = 0,
@@ -124,6 +125,7 @@ def resample(
         user: [n] keys of any type; rows of one user are drawn together.
         weight: [n], above 0, of rows in AUC and log-loss; None for equal weights.
         group: [n] ranking lists, each of one user, for NDCG@k and hit rate; None leaves both undefined.
+        ranking: for some candidates other logits by which lists are ranked, [n]: those of one instant a list.
         k: how much of a ranking list is looked at.
         resamples: how many draws.
         seed: of the draws and of the tie-breaking.
@@ -153,7 +155,10 @@ def resample(
         }
         values[name] = {"auc": auc(labels, score, weights), "log_loss": log_loss(labels, score, weights)}
         if group is not None:
-            first, gains, hits = ranking_in_groups(labels, score, group, k=k, seed=seed)
+            ranked = (
+                score if ranking is None else as_numbers(f"ranking of {name}", ranking.get(name, score), rows)
+            )
+            first, gains, hits = ranking_in_groups(labels, ranked, group, k=k, seed=seed)
             once = np.ones(len(first))
             counted[name]["ndcg"] = _MeanOfDraws(gains, once, users[first], count)
             counted[name]["hit_rate"] = _MeanOfDraws(hits, once, users[first], count)

@@ -44,8 +44,9 @@ LABEL_SCHEMA = pl.Schema(
     }
 )
 """Columns of labelled rows. ``group`` is the ranking list: for sampled negatives the id of their positive,
-for impressions the user and the instant of the slate, else the user."""
+for impressions the user and the instant of the slate, else what the user met in one day, UTC."""
 
+_USER_AND_DAY = pl.concat_str("user_id", pl.col("event_timestamp").dt.strftime("%Y-%m-%d"), separator="@")
 _PAIR = ("user_id", "item_id")
 _ORDER = ("known_timestamp", "group", "label", "item_id", "user_id", "event_timestamp", "position")
 
@@ -74,7 +75,7 @@ def label_rows(
     source = declared.negatives.source
     if isinstance(source, ExplicitNegatives):
         rows = _inside(log.filter(pl.col("context") == context), interval).collect()
-        rows = rows.with_columns(group=pl.col("user_id"))
+        rows = rows.with_columns(group=_USER_AND_DAY)
     elif isinstance(source, ImpressionNegatives):
         shown = log.filter(pl.col("context") == context, pl.col("label") == 0)
         rows = _with_outcomes(_inside(shown, interval).collect(), log, declared, interval, closed="left")
@@ -83,7 +84,7 @@ def label_rows(
     elif isinstance(source, ExposureNegatives):
         seen = log.filter(pl.col("context") == source.context, pl.col("label") == 1)
         rows = _with_outcomes(_firsts(seen, interval), log, declared, interval, closed="both")
-        rows = rows.with_columns(group=pl.col("user_id"))
+        rows = rows.with_columns(group=_USER_AND_DAY)
     else:
         rows = _sampled(log, context, source, interval, seed)
     rows = rows.with_columns(context=pl.lit(context))

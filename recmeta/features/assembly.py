@@ -116,6 +116,14 @@ class FeatureSpace:
         """The column that the popularity baseline ranks by: the item's recent positives in the target."""
         return f"target:{ITEM}:{self._popular}"
 
+    def request_columns(self) -> tuple[int, ...]:
+        """Where the columns stand that say who asks and when: they are of no item.
+
+        Items that are ranked for one request share them.
+        """
+        parts = [name.split(":") for name in self.names]
+        return tuple(index for index, part in enumerate(parts) if len(part) == 1 or part[1] == USER)
+
     def index(self, name: str) -> int:
         """Where a column stands.
 

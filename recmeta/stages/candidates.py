@@ -30,15 +30,17 @@ class Candidate:
     calibration: Calibration
     validation: Floats
     test: Floats
+    lists: Floats
+    """Of the test rows, with the user's state as at the first row of each ranking list."""
     tree_weight: float = 0.0
     """Of a blend: the share of the trees' calibrated logit; the rest is the network's."""
 
 
-def calibrated(validation: Floats, test: Floats, labelled: Part) -> Candidate:
-    """Fit slope and intercept on the validation rows ``labelled``, and apply them to both parts."""
+def calibrated(validation: Floats, test: Floats, lists: Floats, labelled: Part) -> Candidate:
+    """Fit slope and intercept on the validation rows ``labelled``, and apply them to all three."""
     rows = labelled.rows
     fitted = calibrate(validation, rows.label.double().numpy(), rows.weight.double().numpy())
-    return Candidate(fitted, fitted.apply(validation), fitted.apply(test))
+    return Candidate(fitted, fitted.apply(validation), fitted.apply(test), fitted.apply(lists))
 
 
 def blended(network: Candidate, trees: Candidate, labelled: Part) -> Candidate:
@@ -54,11 +56,12 @@ def blended(network: Candidate, trees: Candidate, labelled: Part) -> Candidate:
         Calibration(),
         (1 - weight) * network.validation + weight * trees.validation,
         (1 - weight) * network.test + weight * trees.test,
+        (1 - weight) * network.lists + weight * trees.lists,
         tree_weight=weight,
     )
 
 
-def scored(part: Part, logits: Mapping[str, Floats]) -> Scored:
+def scored(part: Part, logits: Mapping[str, Floats], ranking: Mapping[str, Floats] | None = None) -> Scored:
     """Lay rows and every candidate's logits out as the gates read them."""
     rows = part.rows
     return Scored(
@@ -67,4 +70,5 @@ def scored(part: Part, logits: Mapping[str, Floats]) -> Scored:
         user=part.clusters,
         group=rows.group.numpy(),
         logits=dict(logits),
+        ranking=dict(ranking or {}),
     )

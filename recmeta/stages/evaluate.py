@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import lightgbm
@@ -18,7 +17,8 @@ from safetensors.torch import load_file
 from recmeta import artifacts
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.dataset import TEST, TRAIN, VALIDATION, Frames, Part
-from recmeta.evaluation.baselines import fit_bias_only, popularity
+from recmeta.episodes.rows import Rows
+from recmeta.evaluation.baselines import Trees, fit_bias_only, popularity
 from recmeta.evaluation.gates import Decision, decide
 from recmeta.model_folder import load_model
 from recmeta.models.adapters import is_zero
@@ -49,11 +49,15 @@ def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
         of_context = {part: rows.of_context(index) for part, rows in parts.items()}
         candidates = _candidates(night, name, model, of_context)
         if incumbent is not None and name in incumbent[0].manifest.contexts:
-            candidates["incumbent"] = _incumbent_candidate(incumbent[1], name, frames)
+            candidates["incumbent"] = _incumbent_candidate(night, incumbent[1], name, frames, of_context)
         decision = decide(
             name,
             scored(of_context[VALIDATION], {key: found.validation for key, found in candidates.items()}),
-            scored(of_context[TEST], {key: found.test for key, found in candidates.items()}),
+            scored(
+                of_context[TEST],
+                {key: found.test for key, found in candidates.items()},
+                {key: found.lists for key, found in candidates.items()},
+            ),
             night.settings.gate,
             seed=night.settings.training.seed,
         )
@@ -65,34 +69,34 @@ def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
 
 
 def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Part]) -> dict[str, Candidate]:
-    later, test = parts[VALIDATION].rows, parts[TEST].rows
     labelled = parts[VALIDATION]
     space = feature_space(night)
+    lists = parts[TEST].as_lists(space.request_columns())
+    looked_at = (labelled.rows, parts[TEST].rows, lists.rows)
     column = space.index(space.popularity_column())
+
+    def candidate(logits: Callable[[Rows], Floats]) -> Candidate:
+        return calibrated(*(logits(rows) for rows in looked_at), labelled)
+
     found = {
-        "shared": calibrated(predict_logits(model, later), predict_logits(model, test), labelled),
-        "popularity": calibrated(
-            popularity(later.dense.numpy(), column), popularity(test.dense.numpy(), column), labelled
-        ),
-        "bias_only": _bias_only(parts),
+        "shared": candidate(lambda rows: predict_logits(model, rows)),
+        "popularity": candidate(lambda rows: popularity(rows.dense.numpy(), column)),
+        "bias_only": candidate(_bias_only(parts)),
     }
     adapter = load_file(night.folder / "adapters" / f"{name}.safetensors")
     if not is_zero(adapter):
-        found["adapter"] = calibrated(
-            predict_logits(model, later, adapter), predict_logits(model, test, adapter), labelled
-        )
+        found["adapter"] = candidate(lambda rows: predict_logits(model, rows, adapter))
     trees = night.folder / "trees" / f"{name}.txt"
     if trees.exists():
-        found["trees"] = calibrated(
-            _tree_logits(trees, later.dense.numpy()), _tree_logits(trees, test.dense.numpy()), labelled
-        )
+        booster = lightgbm.Booster(model_file=str(trees))
+        boosted = Trees(booster, booster.current_iteration())
+        found["trees"] = candidate(lambda rows: boosted.logits(rows.dense.numpy()))
         found["blend"] = blended(found.get("adapter", found["shared"]), found["trees"], labelled)
     return found
 
 
-def _bias_only(parts: dict[int, Part]) -> Candidate:
-    rows = {part: parts[part].rows for part in (TRAIN, VALIDATION, TEST)}
-    train, later, test = rows[TRAIN], rows[VALIDATION], rows[TEST]
+def _bias_only(parts: dict[int, Part]) -> Callable[[Rows], Floats]:
+    train, later = parts[TRAIN].rows, parts[VALIDATION].rows
     fitted = fit_bias_only(
         train.user.numpy(),
         train.item.numpy(),
@@ -100,19 +104,7 @@ def _bias_only(parts: dict[int, Part]) -> Candidate:
         train.weight.numpy(),
         validation=(later.user.numpy(), later.item.numpy(), later.label.numpy(), later.weight.numpy()),
     )
-    return calibrated(
-        fitted.logits(later.user.numpy(), later.item.numpy()),
-        fitted.logits(test.user.numpy(), test.item.numpy()),
-        parts[VALIDATION],
-    )
-
-
-def _tree_logits(file: Path, dense: npt.NDArray[np.float32]) -> Floats:
-    if not len(dense):
-        return np.empty(0)
-    booster = lightgbm.Booster(model_file=str(file))
-    logits: Floats = booster.predict(dense, raw_score=True)
-    return logits
+    return lambda rows: fitted.logits(rows.user.numpy(), rows.item.numpy())
 
 
 def _incumbent(night: Night) -> tuple[Bundle, Scorer] | None:
@@ -125,23 +117,30 @@ def _incumbent(night: Night) -> tuple[Bundle, Scorer] | None:
     return bundle, Scorer(bundle)
 
 
-def _incumbent_candidate(scorer: Scorer, name: str, frames: Frames) -> Candidate:
+def _incumbent_candidate(
+    night: Night, scorer: Scorer, name: str, frames: Frames, parts: dict[int, Part]
+) -> Candidate:
     """What serves now, on tonight's rows: it is not calibrated anew, it serves as it is."""
     in_context = (frames.table["context"] == name).to_numpy()
 
-    def logits(part: int) -> Floats:
-        chosen = np.flatnonzero((frames.part == part) & in_context)
-        table = frames.table[chosen]
+    def logits(part: int, rows: Rows) -> Floats:
+        table = frames.table[np.flatnonzero((frames.part == part) & in_context)]
         return scorer.logits(
             name,
             users=table["user_id"].to_list(),
             items=table["item_id"].to_list(),
             categories=table["categories"].to_list(),
             histories=table["history"].to_list(),
-            dense=frames.dense[chosen],
+            dense=rows.dense.numpy(),
         )
 
-    return Candidate(Calibration(), logits(VALIDATION), logits(TEST))
+    lists = parts[TEST].as_lists(feature_space(night).request_columns())
+    return Candidate(
+        Calibration(),
+        logits(VALIDATION, parts[VALIDATION].rows),
+        logits(TEST, parts[TEST].rows),
+        logits(TEST, lists.rows),
+    )
 
 
 def _as_json(decision: Decision, candidates: dict[str, Candidate]) -> dict[str, Any]:
