@@ -62,6 +62,16 @@ class OnlineStore:
         """Held by every call; hold it over a read and the write that rests on it."""
         return self._lock
 
+    def close(self) -> None:
+        """Close the store's connection; the next call opens it again."""
+        with self._lock:
+            online = self._provider.online_store
+            for name in ("_conn", "_client"):  # SQLite and PostgreSQL, Redis; Feast's own close is async only
+                connection = getattr(online, name, None)
+                if connection is not None:
+                    connection.close()
+                    setattr(online, name, None)
+
     def read(self, view: View, keys: Sequence[tuple[str, ...]]) -> OnlineRows:
         """Read the rows of some keys, in their order; keys must differ from each other."""
         values: list[Any] = []

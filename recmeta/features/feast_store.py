@@ -81,6 +81,16 @@ class FeatureStore:
         views = {made.name: made for made in self._objects if isinstance(made, feast.FeatureView)}
         self._online = OnlineStore(self._store, views)
 
+    def close(self) -> None:
+        """Close the connection to the online store; the next call opens it again."""
+        self._online.close()
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # Registry -------------------------------------------------------------------------------------
 
     def apply(self) -> None:
@@ -298,9 +308,14 @@ class FeatureStore:
 
 
 def _import_feast() -> Any:
-    """Import Feast, and undo what its import does to the warning filters of the whole process."""
+    """Import Feast, and undo what its import does to the whole process.
+
+    It changes the warning filters; and, where it comes first, it makes prometheus_client keep its metrics
+    in files that nobody closes.
+    """
     with warnings.catch_warnings():
-        import feast
+        import prometheus_client  # noqa: F401
+        import feast  # isort: skip
     return feast
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,23 @@ def store_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         yield {"online": "sqlite"}
 
 
-def opened(workspace: Workspace) -> FeatureStore:
-    store = FeatureStore(workspace.settings, workspace.contexts)
-    store.apply()
-    return store
+class Openers:
+    """Opens feature stores and closes them all at the end."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def __call__(self, workspace: Workspace) -> FeatureStore:
+        store = self.stack.enter_context(FeatureStore(workspace.settings, workspace.contexts))
+        store.apply()
+        return store
+
+
+@pytest.fixture
+def opened() -> Iterator[Openers]:
+    openers = Openers()
+    with openers.stack:
+        yield openers
 
 
 def night(workspace: Workspace, store: FeatureStore, until: datetime) -> dict[str, Any]:
@@ -54,29 +68,27 @@ def night(workspace: Workspace, store: FeatureStore, until: datetime) -> dict[st
     return store.materialize(until)
 
 
-def offline(workspace: Workspace, user: str, now: datetime) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Dense rows and the history as training rows at the same instant have them."""
-    asked = pl.DataFrame(
-        {"user_id": [user] * len(ITEMS), "item_id": ITEMS, "event_timestamp": [now] * len(ITEMS)},
-        schema_overrides={"event_timestamp": pl.Datetime("us", "UTC")},
-    )
-    space, dense = feature_space(workspace.settings, workspace.contexts), {}
-    for context in workspace.contexts.names:
-        found = features_as_of(workspace.settings, workspace.contexts, context, asked)
-        dense[context] = dense_rows(space, context, found, asked["event_timestamp"])[0].to_numpy()
-    return dense, found[HISTORY_VIEW].fill_null(pl.Series([[]], dtype=pl.List(pl.String)))[0].to_list()
-
-
 def assert_online_is_offline(workspace: Workspace, store: FeatureStore, now: datetime) -> None:
+    """For every user, known or not, and every item: histories and dense rows of all contexts, to the bit."""
+    users = (*USERS, "stranger")
+    asked = pl.DataFrame(
+        {
+            "user_id": [user for user in users for _ in ITEMS],
+            "item_id": ITEMS * len(users),
+            "event_timestamp": pl.Series([now] * len(users) * len(ITEMS), dtype=pl.Datetime("us", "UTC")),
+        }
+    )
+    online = {user: store.read_online(user, ITEMS, now) for user in users}
     space = feature_space(workspace.settings, workspace.contexts)
     instants = np.full(len(ITEMS), round(now.timestamp() * 1_000_000), dtype=np.int64)
-    for user in (*USERS, "stranger"):
-        online = store.read_online(user, ITEMS, now)
-        dense, history = offline(workspace, user, now)
-        assert list(online.history) == history
-        for context in workspace.contexts.names:
-            assembled = space.assemble(context, online.blocks, instants)
-            assert assembled.tobytes() == dense[context].tobytes(), (user, context)
+    for context in workspace.contexts.names:
+        found = features_as_of(workspace.settings, workspace.contexts, context, asked)
+        dense, history = dense_rows(space, context, found, asked["event_timestamp"])
+        for number, user in enumerate(users):
+            part = slice(number * len(ITEMS), (number + 1) * len(ITEMS))
+            assert list(online[user].history) == history[part].to_list()[0]
+            assembled = space.assemble(context, online[user].blocks, instants)
+            assert assembled.tobytes() == dense[part].to_numpy().tobytes(), (user, context)
 
 
 def interactions(workspace: Workspace, start: datetime, end: datetime) -> pl.DataFrame:
@@ -84,7 +96,7 @@ def interactions(workspace: Workspace, start: datetime, end: datetime) -> pl.Dat
 
 
 def test_the_online_value_is_the_offline_value_after_a_night(
-    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any]
+    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
 ) -> None:
     workspace = new_workspace(stores=store_settings)
     workspace.ingest(random_log(300))
@@ -94,7 +106,7 @@ def test_the_online_value_is_the_offline_value_after_a_night(
 
 
 def test_live_interactions_give_online_what_the_next_night_gives_offline(
-    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any]
+    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
 ) -> None:
     """The replay: a night, then every later interaction live, in pieces; then the whole log offline."""
     workspace = new_workspace(stores=store_settings)
@@ -110,7 +122,7 @@ def test_live_interactions_give_online_what_the_next_night_gives_offline(
 
 
 def test_the_next_night_neither_loses_nor_repeats_what_was_recorded_live(
-    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any]
+    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
 ) -> None:
     workspace = new_workspace(stores=store_settings)
     workspace.ingest(random_log(300))
@@ -123,7 +135,7 @@ def test_the_next_night_neither_loses_nor_repeats_what_was_recorded_live(
 
 
 def test_a_late_event_reaches_the_online_store_in_the_next_night(
-    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any]
+    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
 ) -> None:
     """Its rows have the stamps of rows that are there already: the corrected values must win."""
     workspace, log = new_workspace(stores=store_settings), random_log(300)
@@ -136,7 +148,7 @@ def test_a_late_event_reaches_the_online_store_in_the_next_night(
 
 
 def test_an_older_window_never_overwrites_newer_values(
-    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any]
+    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
 ) -> None:
     workspace = new_workspace(stores=store_settings)
     workspace.ingest(random_log(300))
@@ -153,12 +165,13 @@ def test_an_older_window_never_overwrites_newer_values(
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, FeatureStore]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, FeatureStore]]:
     workspace = make_workspace(tmp_path_factory.mktemp("small") / "w")
     workspace.ingest(random_log(100))
-    store = opened(workspace)
-    night(workspace, store, UNTIL)
-    return workspace, store
+    with FeatureStore(workspace.settings, workspace.contexts) as store:
+        store.apply()
+        night(workspace, store, UNTIL)
+        yield workspace, store
 
 
 def test_a_second_run_writes_nothing(small: tuple[Workspace, FeatureStore]) -> None:
@@ -221,7 +234,7 @@ def test_a_workspace_without_a_night_says_so(new_workspace: Callable[..., Worksp
 
 
 def test_another_online_store_is_filled_from_the_beginning(
-    new_workspace: Callable[..., Workspace], redis_address: str
+    new_workspace: Callable[..., Workspace], redis_address: str, opened: Openers
 ) -> None:
     workspace = new_workspace()
     workspace.ingest(random_log(100))
@@ -233,12 +246,13 @@ def test_another_online_store_is_filled_from_the_beginning(
     assert_online_is_offline(moved, store, UNTIL)
 
 
-def test_views_of_contexts_that_are_gone_leave_the_registry(new_workspace: Callable[..., Workspace]) -> None:
+def test_views_of_contexts_that_are_gone_leave_the_registry(
+    new_workspace: Callable[..., Workspace], opened: Openers
+) -> None:
     workspace = new_workspace()
     opened(workspace)
     fewer = {"contexts": {"feed": {"positives": ["CLICK"], "negatives": {"sample": {}}}}}
-    store = FeatureStore(workspace.settings, Contexts.model_validate(fewer))
-    store.apply()
+    store = opened(Workspace(workspace.settings, Contexts.model_validate(fewer)))
     registered = store._store
     assert [service.name for service in registered.list_feature_services()] == ["feed"]
     assert {view.name for view in registered.list_feature_views()} == {
