@@ -73,15 +73,18 @@ class Part:
         chosen = torch.nonzero(self.rows.context == index).flatten()
         return Part(self.rows.take(chosen), self.clusters[chosen.numpy()])
 
+    def list_starts(self) -> npt.NDArray[np.int64]:
+        """For each row the number of the first row of its ranking list, [n]."""
+        _, first, lists = np.unique(self.rows.group.numpy(), return_index=True, return_inverse=True)
+        return first[lists].astype(np.int64)
+
     def as_lists(self, request_columns: Sequence[int]) -> Part:
         """The same rows, each with the user's state as it was at the first row of its ranking list.
 
         A list is ranked at one instant. Rows that were met over a day would else be told apart by
         what their user did between them, which no ranking can know.
         """
-        group = self.rows.group.numpy()
-        _, first, lists = np.unique(group, return_index=True, return_inverse=True)
-        source = torch.from_numpy(first[lists])
+        source = torch.from_numpy(self.list_starts())
         columns = torch.tensor(request_columns, dtype=torch.int64)
         dense = self.rows.dense.clone()
         dense[:, columns] = self.rows.dense[source][:, columns]

@@ -72,11 +72,10 @@ def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Pa
     labelled = parts[VALIDATION]
     space = feature_space(night)
     lists = parts[TEST].as_lists(space.request_columns())
-    looked_at = (labelled.rows, parts[TEST].rows, lists.rows)
     column = space.index(space.popularity_column())
 
     def candidate(logits: Callable[[Rows], Floats]) -> Candidate:
-        return calibrated(*(logits(rows) for rows in looked_at), labelled)
+        return calibrated(logits(labelled.rows), logits(parts[TEST].rows), logits(lists.rows), labelled)
 
     found = {
         "shared": candidate(lambda rows: predict_logits(model, rows)),
@@ -123,14 +122,15 @@ def _incumbent_candidate(
     """What serves now, on tonight's rows: it is not calibrated anew, it serves as it is."""
     in_context = (frames.table["context"] == name).to_numpy()
 
-    def logits(part: int, rows: Rows) -> Floats:
+    def logits(part: int, rows: Rows, starts: npt.NDArray[np.int64] | None = None) -> Floats:
         table = frames.table[np.flatnonzero((frames.part == part) & in_context)]
+        histories = table["history"] if starts is None else table["history"][starts]
         return scorer.logits(
             name,
             users=table["user_id"].to_list(),
             items=table["item_id"].to_list(),
             categories=table["categories"].to_list(),
-            histories=table["history"].to_list(),
+            histories=histories.to_list(),
             dense=rows.dense.numpy(),
         )
 
@@ -139,7 +139,7 @@ def _incumbent_candidate(
         Calibration(),
         logits(VALIDATION, parts[VALIDATION].rows),
         logits(TEST, parts[TEST].rows),
-        logits(TEST, lists.rows),
+        logits(TEST, lists.rows, parts[TEST].list_starts()),
     )
 
 
