@@ -89,14 +89,14 @@ class Airflow:
             },
         )
 
-    def passed_on(self, dag: str, run: str) -> dict[str, int]:
-        """What the tasks of ``run`` handed on through XCom: the size of each value, as JSON."""
+    def passed_on(self, dag: str, run: str) -> dict[tuple[str, str], int]:
+        """The size, as JSON, of each value that a task of ``run`` handed on: by task and XCom key."""
         every = f"/dags/{dag}/dagRuns/{run}/taskInstances"
-        sizes = {}
+        sizes: dict[tuple[str, str], int] = {}
         for entry in self.ask("GET", f"{every}/~/xcomEntries")["xcom_entries"]:
             task, key, index = entry["task_id"], entry["key"], entry["map_index"]
             value = self.ask("GET", f"{every}/{task}/xcomEntries/{key}?map_index={index}")["value"]
-            sizes[f"{task}[{index}].{key}"] = len(json.dumps(value))
+            sizes[task, key] = max(len(json.dumps(value)), sizes.get((task, key), 0))
         return sizes
 
     def story(self) -> str:

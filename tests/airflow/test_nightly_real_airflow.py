@@ -32,7 +32,9 @@ def test_a_night_triggered_over_rest_ends_with_the_same_bundle_as_the_command_li
             "workspace": str(workspace),
             "version": command_line_night.champion["version"],
         }
-        assert all(size < 500 for size in airflow.passed_on("nightly_retrain", run).values())
+        passed_on = airflow.passed_on("nightly_retrain", run)
+        assert {"plan", "adaptation_chunks", "publish"} <= {task for task, _ in passed_on}
+        assert all(size < 500 for size in passed_on.values()), passed_on
 
         _, state, tasks = airflow.run("nightly_retrain", workspace=str(workspace), until="someday")
         assert (state, tasks["plan"]) == ("failed", "failed")
