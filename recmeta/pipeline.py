@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recmeta import artifacts
-from recmeta.errors import BusyError, InputError
+from recmeta.errors import BusyError, InputError, IntegrityError
 from recmeta.settings import Settings, load_settings
 
 Progress = Callable[[str, int, int], None]
@@ -149,6 +149,8 @@ def run_night(
 
 
 def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -> Report:
+    import polars
+
     from recmeta.stages import evaluate, learn, prepare, publish
 
     if stage == "adapt":
@@ -164,4 +166,7 @@ def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -
         "evaluate": evaluate.evaluate,
         "publish": publish.publish,
     }
-    return work[stage](night, progress)
+    try:
+        return work[stage](night, progress)
+    except polars.exceptions.ComputeError as error:
+        raise IntegrityError(f"stage {stage}: a file of the workspace cannot be read: {error}") from error

@@ -43,6 +43,12 @@ PARITY_ROWS = 2_000
 def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
     """Publish and promote what the gates let pass; where that is nothing, say why and change nothing."""
     store = BundleStore(night.settings.bundles_folder)
+    done = night.folder / "publish.json"
+    if done.exists():
+        report: dict[str, Any] = dict(artifacts.read_json(done))
+        if report["version"] is not None:
+            store.promote(report["version"], night.parent)
+        return {**report, "champion": store.champion_version()}
     decided = artifacts.read_json(night.folder / "evaluate.json")
     parent = None if night.parent is None else store.open(night.parent)
     with tempfile.TemporaryDirectory(prefix="recmeta-") as temporary:
@@ -71,7 +77,7 @@ def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
             for name, found in decided.items()
         },
     }
-    artifacts.write_json(night.folder / "publish.json", report)
+    artifacts.write_json(done, report)
     return report
 
 
