@@ -10,14 +10,16 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.rule import Rule
+from rich.table import Table
 from rich.text import Text
 
 from recmeta import reports, terminal
@@ -43,18 +45,33 @@ MARK = "demo.json"
 
 FEED = "feed"
 READING = "reading"
+NEWCOMER = "newcomer"
 SHOWN = 10
 READ = 3
+PAUSE = timedelta(minutes=3)
+"""Between two articles."""
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Whom the last part of the story is about, and what they will read."""
+class Visit:
+    """Somebody opens the feed, reads three articles on one topic, and opens the feed again."""
 
     user_id: str
     topic: str
     articles: tuple[str, ...]
+    began: datetime
     before: Answer
+    after: Answer
+
+    @property
+    def had(self) -> int:
+        """Articles on the topic among the first ten before."""
+        return _topics(self.before)[self.topic]
+
+    @property
+    def has(self) -> int:
+        """Articles on the topic among the first ten after; those that were read are left out."""
+        return _topics(self.after)[self.topic]
 
 
 def tell(workspace: Path, *, seed: int = 0) -> None:
@@ -65,7 +82,7 @@ def tell(workspace: Path, *, seed: int = 0) -> None:
     """
     began = time.monotonic()
     console = terminal.answers()
-    settings = _fresh_workspace(workspace)
+    settings = fresh_workspace(workspace)
     console.print(Text("recmeta", style="bold"), "- one shared user model, an adapter per surface,")
     console.print("retrained every night. This is the whole story, on a simulated product.")
     _tell_log(console, settings, seed)
@@ -75,8 +92,8 @@ def tell(workspace: Path, *, seed: int = 0) -> None:
     if night.get("version") is None or not night.get("promoted"):
         console.print("Nothing was promoted, so there is nothing to recommend with. That is the whole story.")
         return
-    reader = _tell_reader(console, settings, contexts)
-    _tell_end(console, workspace, reader, time.monotonic() - began)
+    _tell_readers(console, settings)
+    _tell_end(console, workspace, time.monotonic() - began)
 
 
 def _heading(console: Console, text: str) -> None:
@@ -88,7 +105,12 @@ def _say(console: Console, *sentences: str) -> None:
     console.print(Text(" ".join(sentences)))
 
 
-def _fresh_workspace(workspace: Path) -> Settings:
+def fresh_workspace(workspace: Path) -> Settings:
+    """Return the settings of an empty workspace; what an earlier demo left there is cleared.
+
+    Raises:
+        InputError: the folder holds something that no demo made.
+    """
     if workspace.is_dir() and any(workspace.iterdir()):
         if not (workspace / MARK).is_file():
             raise InputError(f"the demo needs an empty folder, and {workspace} holds something else already")
@@ -117,7 +139,7 @@ def _tell_log(console: Console, settings: Settings, seed: int) -> None:
     )
 
 
-def _surfaces(contexts: Contexts, settings: Settings) -> Any:
+def _surfaces(contexts: Contexts, settings: Settings) -> Table:
     counts = dict(
         scan_events(settings).filter(pl.col("label") == 1).group_by("context").len().collect().iter_rows()
     )
@@ -173,82 +195,81 @@ def _tell_night(console: Console, settings: Settings) -> dict[str, Any]:
     return dict(night)
 
 
-# One reader ----------------------------------------------------------------------------------------
+# Two readers ---------------------------------------------------------------------------------------
 
 
-def _tell_reader(console: Console, settings: Settings, contexts: Contexts) -> Reader:
+def _tell_readers(console: Console, settings: Settings) -> None:
     _heading(console, "4. Read three articles, watch the feed change")
     recommender = Recommender(settings)
-    now = recommender.until + timedelta(minutes=10)
-    reader = _choose_reader(settings, recommender, now)
-    mix = _topics(reader.before)
-    had = mix.get(reader.topic, 0)
+    visit = _visit(recommender, NEWCOMER, recommender.until + timedelta(minutes=10))
     _say(
         console,
-        f"It is {now:%H:%M} on {now:%Y-%m-%d}. {reader.user_id} opens the feed: {_listed(mix)}.",
-        f"{'Nothing' if not had else f'Only {had} of {SHOWN}'} about {reader.topic}.",
+        f"It is {visit.began:%H:%M} on {visit.began:%Y-%m-%d}. Somebody new opens the feed:",
+        f"{_listed(_topics(visit.before))}.",
+        f"{'Nothing' if not visit.had else f'Only {visit.had} of {SHOWN}'} about {visit.topic};",
+        f"but they scroll on to it, and read {READ} articles about {visit.topic}:",
     )
-    _say(console, f"Then {reader.user_id} reads {READ} articles about {reader.topic}, and nothing else:")
-    last = now
-    for number, article in enumerate(reader.articles, start=1):
-        last = now + timedelta(minutes=3 * number)
-        recommender.record(_one_reading(reader.user_id, article, last))
-        _say(console, f"  {last:%H:%M}  reads {article} ({reader.topic})")
-    after = recommender.recommend(FEED, reader.user_id, SHOWN, last + timedelta(minutes=1))
-    console.print(_side_by_side(reader.before, after, reader))
-    _say(console, _what_moved(reader, after, recommender.serves[FEED]))
-    return reader
+    for number, article in enumerate(visit.articles, start=1):
+        _say(console, f"  {visit.began + number * PAUSE:%H:%M}  reads {article}")
+    console.print(side_by_side(visit))
+    _say(console, what_moved(visit))
+    regular, engagements = _regular_reader(settings, recommender)
+    other = _visit(recommender, regular, recommender.until + timedelta(minutes=40))
+    _say(
+        console,
+        f"Somebody whom the model knows well moves less: {regular}, with {engagements} readings in the last",
+        f"two weeks, does the same with {other.topic}: {other.had} before, {other.has} after.",
+    )
 
 
-def _choose_reader(settings: Settings, recommender: Recommender, now: datetime) -> Reader:
-    """A regular reader, and a topic that the feed does not show them although articles on it are there.
+def _visit(recommender: Recommender, user: str, began: datetime) -> Visit:
+    """Let a user read the first three articles on the first topic below the shown ones that they lack.
 
-    Of the people with the median number of readings in the last two weeks: the first by name for whom
-    there is such a topic. Nobody is chosen for how well the story comes out.
+    That is what somebody who scrolls on would meet; it is not chosen for how the story ends.
     """
+    feed = recommender.recommend(FEED, user, 1000, began)
+    shown, whole = _topics(feed), _topics(feed, len(feed.items))
+    below = [topic for item in feed.items[SHOWN:] for topic in item.categories[:1] if whole[topic] > READ]
+    if not below:
+        raise InputError("the demo found no topic with enough articles; its world is too small")
+    topic = next((found for found in below if not shown[found]), min(below, key=lambda found: shown[found]))
+    articles = tuple(item.item_id for item in feed.items if topic in item.categories)[:READ]
+    for number, article in enumerate(articles, start=1):
+        recommender.record(_one_reading(user, article, began + number * PAUSE))
+    before = replace(feed, items=feed.items[:SHOWN])
+    after = recommender.recommend(FEED, user, SHOWN, began + (READ + 1) * PAUSE)
+    return Visit(user, topic, articles, began, before, after)
+
+
+def _regular_reader(settings: Settings, recommender: Recommender) -> tuple[str, int]:
+    """The user with the median number of readings in the last two weeks, and that number."""
     since = recommender.until - timedelta(days=14)
     readings = (
         scan_events(settings, since, recommender.until)
         .filter((pl.col("context") == READING) & (pl.col("label") == 1))
         .group_by("user_id")
         .len()
-        .sort("len", "user_id", descending=[True, False])
+        .sort("len", "user_id")
         .collect()
     )
-    people = readings["user_id"].to_list()
-    middle = len(people) // 2
-    for user in people[middle : middle + 20]:
-        before = recommender.recommend(FEED, user, 1000, now)
-        shown = _topics(before, SHOWN)
-        by_topic: dict[str, list[str]] = {}
-        for item in before.items:
-            for topic in item.categories[:1]:
-                by_topic.setdefault(topic, []).append(item.item_id)
-        known = [topic for topic, items in by_topic.items() if len(items) >= READ + 3]
-        if known:
-            topic = min(known, key=lambda found: (shown.get(found, 0), found))
-            first = tuple(by_topic[topic][:READ])
-            top = recommender.recommend(FEED, user, SHOWN, now)
-            return Reader(user, topic, first, top)
-    raise InputError("the demo found nobody who reads; its world is too small")
+    user, count = readings.row(len(readings) // 2)
+    return str(user), int(count)
 
 
 def _one_reading(user: str, article: str, instant: datetime) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "event_id": [f"demo-{user}-{article}"],
-            "user_id": [user],
-            "item_id": [article],
-            "context": [READING],
-            "event_timestamp": [instant.astimezone(UTC)],
-            "created_timestamp": [instant.astimezone(UTC)],
-            "label": [1],
-            "weight": [1.0],
-            "position": [None],
-            "propensity": [None],
-        },
-        schema=INTERACTION_SCHEMA,
-    )
+    row = {
+        "event_id": f"demo-{user}-{article}",
+        "user_id": user,
+        "item_id": article,
+        "context": READING,
+        "event_timestamp": instant.astimezone(UTC),
+        "created_timestamp": instant.astimezone(UTC),
+        "label": 1,
+        "weight": 1.0,
+        "position": None,
+        "propensity": None,
+    }
+    return pl.DataFrame([row], schema=INTERACTION_SCHEMA)
 
 
 def _topics(answer: Answer, count: int = SHOWN) -> Counter[str]:
@@ -259,24 +280,23 @@ def _listed(mix: Counter[str]) -> str:
     return ", ".join(f"{count} {topic}" for topic, count in mix.most_common())
 
 
-def _side_by_side(before: Answer, after: Answer, reader: Reader) -> Any:
-    earlier = {item.item_id: item.rank for item in before.items}
+def side_by_side(visit: Visit) -> Table:
+    """The first ten before and after; the topic that was read about is marked by a star."""
+    earlier = {item.item_id: item.rank for item in visit.before.items}
     rows: list[Sequence[str]] = []
-    for place in range(max(len(before.items), len(after.items))):
-        left = before.items[place] if place < len(before.items) else None
-        right = after.items[place] if place < len(after.items) else None
+    for left, right in zip_longest(visit.before.items, visit.after.items):
         rows.append(
             (
-                str(place + 1),
+                str(len(rows) + 1),
                 left.item_id if left else "",
-                _marked(left.categories, reader.topic) if left else "",
+                _marked(left.categories, visit.topic) if left else "",
                 right.item_id if right else "",
-                _marked(right.categories, reader.topic) if right else "",
+                _marked(right.categories, visit.topic) if right else "",
                 _moved(earlier.get(right.item_id), right.rank) if right else "",
             )
         )
     return terminal.table(
-        f"The feed of {reader.user_id}",
+        "The feed of the newcomer",
         ("rank", "before", "topic", "after", "topic", "moved"),
         rows,
         numeric=("rank",),
@@ -296,28 +316,31 @@ def _moved(before: int | None, after: int) -> str:
     return f"up {before - after}" if before > after else f"down {after - before}"
 
 
-def _what_moved(reader: Reader, after: Answer, serves: str) -> str:
-    had, has = _topics(reader.before).get(reader.topic, 0), _topics(after).get(reader.topic, 0)
-    told = f"Articles about {reader.topic} among the first {SHOWN} of the feed: {had} before, {has} after."
-    if has > had:
+def what_moved(visit: Visit) -> str:
+    """What the reading changed, said as it is."""
+    told = f"Articles about {visit.topic} among the first {SHOWN}: {visit.had} before, {visit.has} after."
+    if visit.has > visit.had:
         return (
             f"{told} Nothing was trained in between: the model read the new history. The {READ} articles "
             "themselves are left out, because they were read."
         )
     return (
-        f"{told} That is no change to be proud of: what serves the feed here ({serves}) weighs these "
-        "readings less than what it knew before."
+        f"{told} That is no change to be proud of: what serves the feed here ({visit.after.serves}) weighs "
+        "these readings less than what it knew before."
     )
 
 
 # The end -------------------------------------------------------------------------------------------
 
 
-def _tell_end(console: Console, workspace: Path, reader: Reader, seconds: float) -> None:
+def _tell_end(console: Console, workspace: Path, seconds: float) -> None:
     _heading(console, "5. How to go on")
     lines = (
-        (f"recmeta recommend -w {workspace} --context {FEED} --user {reader.user_id}", "ask for anybody"),
-        (f"recmeta recommend -w {workspace} --context {FEED} --user nobody", "a stranger is ordinary"),
+        (f"recmeta recommend -w {workspace} --context {FEED} --user {NEWCOMER}", "the same feed again"),
+        (
+            f"recmeta recommend -w {workspace} --context commenting --user user-0001",
+            "another surface, another user",
+        ),
         (f"recmeta bundles -w {workspace}", "what was published"),
         (f"recmeta serve -w {workspace}", "the same over HTTP"),
         (f"{workspace}/contexts.yaml", "the surfaces, yours to edit"),

@@ -69,11 +69,11 @@ def contexts_table(contexts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     rivals = [
         rival
         for rival in RIVALS
-        if any(_auc(found.get("metrics") or {}, rival) for found in contexts.values())
+        if any(_auc(found.get("candidates") or {}, rival) for found in contexts.values())
     ]
     rows = []
     for name, context in contexts.items():
-        serves, metrics = str(context.get("serves", "nothing")), context.get("metrics") or {}
+        serves, metrics = str(context.get("serves", "nothing")), context.get("candidates") or {}
         rows.append(
             (
                 name,

@@ -36,16 +36,16 @@ NIGHT: dict[str, Any] = {
         "reading": {
             "serves": "blend",
             "reason": "blend beats the shared model: AUC +0.0123 [+0.0010, +0.0300]",
-            "metrics": {
+            "candidates": {
                 name: estimate(0.7) for name in ("shared", "trees", "blend", "popularity", "bias_only")
             },
         },
         "commenting": {
             "serves": "shared",
             "reason": "too few test rows to decide: 12 positives where 30 are needed",
-            "metrics": {"shared": {"auc": {"value": None, "low": None, "high": None}}},
+            "candidates": {"shared": {"auc": {"value": None, "low": None, "high": None}}},
         },
-        "feed": {"serves": "nothing", "reason": "nothing serves: all were refused", "metrics": {}},
+        "feed": {"serves": "nothing", "reason": "nothing serves: all were refused", "candidates": {}},
     },
     "seconds": {"features": 12.1, "train": 40.0},
 }
@@ -65,7 +65,7 @@ def test_a_column_that_nobody_measured_is_left_out() -> None:
     assert "before" not in shown(*reports.night_tables(NIGHT))
     contexts = {
         **NIGHT["contexts"],
-        "following": {"serves": "incumbent", "metrics": {"incumbent": estimate(1)}},
+        "following": {"serves": "incumbent", "candidates": {"incumbent": estimate(1)}},
     }
     text = shown(*reports.night_tables({**NIGHT, "contexts": contexts}))
     assert "before" in text
