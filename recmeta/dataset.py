@@ -158,11 +158,19 @@ def load_frames(settings: Settings, contexts: Contexts, until: datetime) -> Fram
 
 
 def build_vocabularies(
-    frames: Frames, items: pl.DataFrame, earlier: Vocabularies | None, *, min_count: int = 2
+    frames: Frames, catalogue: pl.DataFrame, earlier: Vocabularies | None, *, min_count: int = 2
 ) -> Vocabularies:
-    """Take the ids that training rows hold at least ``min_count`` times; an earlier vocabulary is extended.
+    """Take users with at least ``min_count`` engagements in training rows, and every item there is.
 
-    Indices of an earlier vocabulary keep their place, so that a model can start from earlier weights.
+    Items that training rows do not hold are there for histories: what was just read is often new, and
+    its content tells the model what the user is after. Indices of an earlier vocabulary keep their
+    place, so that a model can start from earlier weights.
+
+    Args:
+        frames: rows; only those of the training part are looked at.
+        catalogue: columns item_id and categories, of all items known at the night's end.
+        earlier: is extended.
+        min_count: engagements of a user.
     """
     train = frames.table.filter(pl.Series(frames.part == TRAIN))
 
@@ -172,8 +180,8 @@ def build_vocabularies(
 
     engaged = train.filter(pl.col("label") == 1)
     users = frequent(engaged["user_id"])
-    known_items = frequent(engaged["item_id"])
-    categories = sorted(items["categories"].explode().drop_nulls().unique().to_list()) if len(items) else []
+    known_items = sorted(catalogue["item_id"].to_list())
+    categories = sorted(catalogue["categories"].explode().drop_nulls().unique().to_list())
     if earlier is None:
         return Vocabularies(
             Vocabulary(tuple(users)), Vocabulary(tuple(known_items)), Vocabulary(tuple(categories))
@@ -183,6 +191,15 @@ def build_vocabularies(
         earlier.items.extended(known_items),
         earlier.categories.extended(categories),
     )
+
+
+def item_content(catalogue: pl.DataFrame, vocabularies: Vocabularies) -> torch.Tensor:
+    """Return the category indices of every item of the vocabulary, int64 [items + 1, K]; row 0 is empty."""
+    content = np.zeros((len(vocabularies.items) + 1, CATEGORIES_PER_ITEM), dtype=np.int64)
+    rows = _indices(catalogue["item_id"], vocabularies.items)
+    content[rows] = _padded(catalogue["categories"], vocabularies.categories, CATEGORIES_PER_ITEM)
+    content[0] = 0
+    return torch.from_numpy(content)
 
 
 def _indices(values: pl.Series, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:

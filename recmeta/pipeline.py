@@ -140,7 +140,11 @@ def run_night(
         report: Report = {}
         for stage in STAGES:
             started = time.monotonic()
+            if progress is not None:
+                progress(stage, 0, 1)
             report = _run(night, stage, None, progress)
+            if progress is not None:
+                progress(stage, 1, 1)
             seconds[stage] = round(time.monotonic() - started, 3)
         forget_rows()
         report = {**report, "seconds": seconds}

@@ -254,6 +254,7 @@ def train(
     folder: Path,
     *,
     warm_from: Path | None = None,
+    content: Tensor | None = None,
     progress: Progress | None = None,
 ) -> TrainingReport:
     """Meta-train a shared model and write it to ``folder``.
@@ -268,6 +269,7 @@ def train(
             there are none, the training rows decide.
         warm_from: folder of an earlier model to start from, with ``settings.warm_steps`` instead of
             ``settings.max_steps``; its tables may be smaller, all else must be of the same shape.
+        content: categories of every item, int64 [items, K]; left out, those that training rows tell.
         progress: called every few steps with ("train", done, total).
 
     Raises:
@@ -289,11 +291,12 @@ def train(
         seed=settings.seed,
     )
     with _deterministic(settings.threads), _quiet():
-        model = _initial_model(training, shape, settings, warm_from)
+        model = _initial_model(training, shape, settings, warm_from, content)
         checkpoint = folder / f"resume-{_digest(model, settings, training, validation)}.safetensors"
         later = LaterData(training, validation, settings, checkpoint, progress)
         _fit(MetaTraining(model, learner, settings, steps=steps), sampler, later, folder)
         model.load_state_dict(later.best)
+        _never_met_is_unknown(model, training)
         losses = context_losses(model, validation if len(validation) else training)
     report = TrainingReport(
         steps=later.looks[-1]["step"],
@@ -327,7 +330,11 @@ def _fit(module: MetaTraining, sampler: EpisodeSampler, later: LaterData, folder
 
 
 def _initial_model(
-    training: Rows, shape: ModelShape, settings: TrainingSettings, warm_from: Path | None
+    training: Rows,
+    shape: ModelShape,
+    settings: TrainingSettings,
+    warm_from: Path | None,
+    content: Tensor | None,
 ) -> SharedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -335,8 +342,26 @@ def _initial_model(
     model.learn_scales(training.dense)
     if warm_from is not None:
         start_from(model, load_model(warm_from))
-    model.learn_item_categories(training.item, training.categories)
+    if content is None:
+        model.learn_item_categories(training.item, training.categories)
+    else:
+        model.learn_item_categories(torch.arange(len(content)), content)
     return model
+
+
+@torch.no_grad()
+def _never_met_is_unknown(model: SharedModel, training: Rows) -> None:
+    """Give users and items that no training row holds the unknown's vector, instead of the initial noise.
+
+    They stand in the tables because they will be met: a new item in a history is its content.
+    """
+    for table, met in (
+        (model.user_table, training.user),
+        (model.item_table, torch.cat([training.item, training.history.flatten()])),
+    ):
+        never = torch.ones(len(table), dtype=torch.bool)
+        never[met] = False
+        table[never] = table[0].clone()
 
 
 def _check_fit(part: str, rows: Rows, shape: ModelShape) -> None:

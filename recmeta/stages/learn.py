@@ -15,15 +15,21 @@ from recmeta import artifacts
 from recmeta.adaptation import adapt as fit_adapters
 from recmeta.bundle.store import BundleStore
 from recmeta.bundle.unit import read_ids
-from recmeta.dataset import CATEGORIES_PER_ITEM, TRAIN, VALIDATION, Vocabularies, build_vocabularies
+from recmeta.dataset import (
+    CATEGORIES_PER_ITEM,
+    TRAIN,
+    VALIDATION,
+    Vocabularies,
+    build_vocabularies,
+    item_content,
+)
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import fit_trees
-from recmeta.events.store import read_items
 from recmeta.features.assembly import FeatureSpace
 from recmeta.model_folder import load_model
 from recmeta.models.shared import ModelShape
-from recmeta.stages.night import Night, labelled_rows, labelled_tensors
+from recmeta.stages.night import Night, catalogue, labelled_rows, labelled_tensors
 from recmeta.training import train as meta_train
 
 Progress = Callable[[str, int, int], None]
@@ -43,9 +49,8 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
         return dict(artifacts.read_json(done))
     frames = labelled_rows(night)
     warm = _earlier_model(night)
-    vocabularies = build_vocabularies(
-        frames, read_items(night.settings), None if warm is None else _vocabularies_of(warm)
-    )
+    items = catalogue(night)
+    vocabularies = build_vocabularies(frames, items, None if warm is None else _vocabularies_of(warm))
     vocabularies.save(folder)
     parts = labelled_tensors(night)
     settings = night.settings.training
@@ -68,6 +73,7 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
         settings,
         folder,
         warm_from=warm,
+        content=item_content(items, vocabularies),
         progress=progress,
     ).to_json()
     report |= {"warm": warm is not None, "rows": len(parts[TRAIN].rows)}

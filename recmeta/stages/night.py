@@ -20,6 +20,7 @@ from recmeta.dataset import Frames, Part, Vocabularies, load_frames, tensors
 from recmeta.errors import InputError, IntervalError
 from recmeta.events.ledger import Interval, check_interval
 from recmeta.events.store import event_span, read_items, scan_events
+from recmeta.serving.catalogue import catalogue_table
 from recmeta.settings import Settings
 
 
@@ -63,7 +64,7 @@ class Night:
         inputs = artifacts.digest_of(
             __version__,
             contexts.model_dump(mode="json"),
-            settings.model_dump(mode="json", exclude={"workspace", "stores"}),
+            settings.model_dump(mode="json", exclude={"workspace", "stores", "serving"}),
             _fingerprint(settings, end),
         )
         folder = settings.runs_folder / f"{end:%Y%m%d}-{inputs[:12]}"
@@ -125,6 +126,11 @@ def labelled_tensors(night: Night) -> dict[int, Part]:
         Vocabularies.load(night.folder / "train"),
         night.settings.features.history_length,
     )
+
+
+def catalogue(night: Night) -> pl.DataFrame:
+    """Every item that was known at the night's end, with its content and when it was touched."""
+    return catalogue_table(scan_events(night.settings, None, night.until), read_items(night.settings))
 
 
 def forget_rows() -> None:

@@ -27,12 +27,11 @@ from recmeta.dataset import TEST, Vocabularies
 from recmeta.episodes.rows import Rows
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.gates import BundleDecision, Decision, GateResult, decide_bundle
-from recmeta.events.store import read_items, scan_events
 from recmeta.model_folder import load_model
 from recmeta.models.shared import SharedModel
-from recmeta.serving.catalogue import CATALOGUE, catalogue_table
+from recmeta.serving.catalogue import CATALOGUE
 from recmeta.stages.learn import feature_space
-from recmeta.stages.night import Night, labelled_tensors
+from recmeta.stages.night import Night, catalogue, labelled_tensors
 
 Progress = Callable[[str, int, int], None]
 
@@ -156,11 +155,8 @@ class _Making:
                 trees = f"trees/{name}.onnx"
                 self._export_trees(name, self.folder / trees, probe)
             self.contexts[name] = self._entry(found, networked, adapter, trees)
-        catalogue = catalogue_table(
-            scan_events(self.night.settings, None, self.night.until), read_items(self.night.settings)
-        )
         with artifacts.replacing(self.folder / CATALOGUE) as temporary:
-            catalogue.write_parquet(temporary, compression="zstd", statistics=False)
+            catalogue(self.night).write_parquet(temporary, compression="zstd", statistics=False)
 
     def _export_trees(self, name: str, path: Path, probe: Rows) -> None:
         booster = lightgbm.Booster(model_file=str(self.night.folder / "trees" / f"{name}.txt"))
