@@ -1,7 +1,7 @@
 """The nightly retraining in Airflow: the stages of `recmeta.pipeline`, one task each. Wiring only.
 
 Nothing heavy, not even recmeta, is imported when this file is parsed: each task imports the pipeline
-in its own process. Tasks hand each other references only (the night's end, chunk numbers, a version);
+in its own process. Tasks hand each other references only (the night's name, chunk numbers, a version);
 all data stays in the workspace. Every stage is idempotent, so that a retry, a cleared task or a rerun
 of the whole night ends with the same bundle.
 """
@@ -51,11 +51,11 @@ INPUT_IS_NOT_RETRIED = ExceptionRetryPolicy(
 """Anything else is tried again: a busy workspace, a full disk, a worker that died."""
 
 
-def run(stage: str, until: str, chunk: int | None = None) -> dict[str, Any]:
-    """Run one stage of the night that ends at ``until``, in the workspace of this DAG run."""
+def run(stage: str, night: str, chunk: int | None = None) -> dict[str, Any]:
+    """Run one stage of a planned night, in the workspace of this DAG run."""
     from recmeta.pipeline import run_stage
 
-    return run_stage(_parameters()["workspace"], stage, until, chunk=chunk)
+    return run_stage(_parameters()["workspace"], stage, night, chunk=chunk)
 
 
 def _parameters() -> dict[str, Any]:
@@ -97,64 +97,63 @@ def nightly_retrain() -> None:
 
     @task
     def plan() -> str:
-        """Fix the night's end once, so that every task means the same night."""
-        from recmeta.settings import load_settings
-        from recmeta.stages.night import Night
+        """Fix the night once, so that every task means the same, whatever is ingested meanwhile."""
+        from recmeta.pipeline import plan_night
 
         parameters = _parameters()
-        return Night.plan(load_settings(parameters["workspace"]), parameters["until"]).until.isoformat()
+        return plan_night(parameters["workspace"], parameters["until"])
 
     @task
-    def features(until: str) -> None:
+    def features(night: str) -> None:
         """Compute the days of features that the ledger misses."""
-        run("features", until)
+        run("features", night)
 
     @task
-    def labels(until: str) -> None:
+    def labels(night: str) -> None:
         """Label the decisions whose outcome is known by now."""
-        run("labels", until)
+        run("labels", night)
 
     @task
-    def rows(until: str) -> None:
+    def rows(night: str) -> None:
         """Join labels to the features of their instant."""
-        run("rows", until)
+        run("rows", night)
 
     @task(outlets=[FEATURES])
-    def materialize(until: str) -> None:
+    def materialize(night: str) -> None:
         """Bring the online features up to the night's end."""
-        run("materialize", until)
+        run("materialize", night)
 
     @task
-    def train(until: str) -> None:
+    def train(night: str) -> None:
         """Meta-train the shared model."""
-        run("train", until)
+        run("train", night)
 
     @task
-    def challengers(until: str) -> None:
+    def challengers(night: str) -> None:
         """Fit what the model has to beat: popularity, biases, boosted trees."""
-        run("challengers", until)
+        run("challengers", night)
 
     @task
-    def adaptation_chunks(until: str) -> list[int]:
+    def adaptation_chunks(night: str) -> list[int]:
         """Number the groups of contexts whose adapters are fitted in one batched program each."""
         from recmeta.pipeline import adapt_chunks
 
-        return adapt_chunks(_parameters()["workspace"], until)
+        return adapt_chunks(_parameters()["workspace"], night)
 
     @task(map_index_template="{{ task.op_kwargs['chunk'] }}")
-    def adapt(until: str, chunk: int) -> None:
+    def adapt(night: str, chunk: int) -> None:
         """Fit the adapters of one group of contexts."""
-        run("adapt", until, chunk)
+        run("adapt", night, chunk)
 
     @task
-    def evaluate(until: str) -> None:
+    def evaluate(night: str) -> None:
         """Score every candidate on later, unseen data, and pass it through the gates."""
-        run("evaluate", until)
+        run("evaluate", night)
 
     @task
-    def publish(until: str) -> dict[str, Any]:
+    def publish(night: str) -> dict[str, Any]:
         """Publish the bundle, and promote it where a gate let something pass."""
-        report = run("publish", until)
+        report = run("publish", night)
         return {name: report[name] for name in ("version", "promoted", "reason") if name in report}
 
     @task(outlets=[CHAMPION], retries=0)
@@ -169,14 +168,14 @@ def nightly_retrain() -> None:
         }
 
     # Stages that change what all nights share follow each other; the others wait for what they read.
-    until = plan()
-    trained, materialized = train(until), materialize(until)
-    chain(features(until), labels(until), rows(until), [materialized, trained])
-    chunks = adaptation_chunks(until)
-    challenged = challengers(until)
+    night = plan()
+    trained, materialized = train(night), materialize(night)
+    chain(features(night), labels(night), rows(night), [materialized, trained])
+    chunks = adaptation_chunks(night)
+    challenged = challengers(night)
     chain(trained, [challenged, chunks])
-    evaluated, published = evaluate(until), publish(until)
-    chain([challenged, adapt.partial(until=until).expand(chunk=chunks)], evaluated)
+    evaluated, published = evaluate(night), publish(night)
+    chain([challenged, adapt.partial(night=night).expand(chunk=chunks)], evaluated)
     chain([evaluated, materialized], published)
     announce(published)
 

@@ -84,6 +84,7 @@ def run_stage(
     """Run one stage of the night that ends at ``until``, by its name.
 
     Args:
+        until: a midnight, UTC, or what `plan_night` returned.
         chunk: which group of contexts to adapt; left out, all of them.
         overrides: settings, as in `load_settings`.
 
@@ -104,6 +105,16 @@ def run_stage(
         return _run(night, stage, chunk, progress)
     with workspace_lock(settings, wait=STAGE_WAIT):
         return _run(night, stage, chunk, progress)
+
+
+def plan_night(workspace: Path | str, until: datetime | str | None = None, **overrides: Any) -> str:
+    """Fix what the night that ends at ``until`` is made of, and return its name.
+
+    Stages that are given the name instead of a date mean the same night, whatever is ingested meanwhile.
+    """
+    from recmeta.stages.night import Night
+
+    return Night.plan(load_settings(workspace, **overrides), until).folder.name
 
 
 def adapt_chunks(workspace: Path | str, until: datetime | str | None = None, **overrides: Any) -> list[int]:

@@ -6,6 +6,7 @@ This module must never fit, judge or publish anything.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,6 +23,9 @@ from recmeta.events.ledger import Interval, check_interval
 from recmeta.events.store import event_span, read_items, scan_events
 from recmeta.serving.catalogue import catalogue_table
 from recmeta.settings import Settings
+
+NIGHT_NAME = re.compile(r"^\d{8}-[0-9a-f]{12}$")
+"""A night's folder: its end, and the start of the digest of its inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +51,22 @@ class Night:
         """Say what the night that ends at ``until`` is made of.
 
         The night's folder is named by its end and a digest of its inputs: the same inputs find the
-        same folder and, with it, the parent that was written down at first. ``until`` is a midnight,
-        UTC; the default is the midnight after the last event, or the last midnight if that is earlier.
+        same folder and, with it, the parent that was written down at first.
+
+        Args:
+            settings: of the workspace.
+            until: a midnight, UTC; the default is the midnight after the last event, or the last midnight
+                if that is earlier. Or the name of a night that was planned before: it stays what it was,
+                even where more interactions of its days have come in since.
 
         Raises:
             InputError: nothing was ingested yet, or ``until`` is not a date.
+            NotFoundError: no night of that name was planned.
             IntervalError: ``until`` is not a midnight, in the future, or before the first event.
         """
         contexts = load_contexts(settings.contexts_file)
+        if isinstance(until, str) and NIGHT_NAME.fullmatch(until):
+            return cls._opened(settings, contexts, settings.runs_folder / until)
         span = event_span(settings)
         if span is None:
             raise InputError(f"{settings.workspace} holds no interactions; run `recmeta ingest` first")
@@ -74,7 +86,12 @@ class Night:
                 plan,
                 {"until": end.isoformat(), "parent": BundleStore(settings.bundles_folder).champion_version()},
             )
-        return cls(settings, contexts, end, folder, artifacts.read_json(plan)["parent"])
+        return cls._opened(settings, contexts, folder)
+
+    @classmethod
+    def _opened(cls, settings: Settings, contexts: Contexts, folder: Path) -> Night:
+        plan = artifacts.read_json(folder / "night.json")
+        return cls(settings, contexts, datetime.fromisoformat(plan["until"]), folder, plan["parent"])
 
 
 def _midnight(instant: datetime) -> datetime:
