@@ -1,15 +1,19 @@
 """Rows of a view in Feast's online store: read by key, write; whichever store it is.
 
 Goes to Feast's online store interface itself, in batches: what costs time is Python's conversion of each
-value, and these rows have one. This module must never decide what is newer, or know a context.
+value, and these rows have one. One row of the history view, under a key that no user can have, says how
+new the newest row is: as long as that is old, writing needs no look at what stands there. This module
+must never know a context or a counter.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,16 @@ import numpy.typing as npt
 import polars as pl
 
 from recmeta.features.counters import Float32s
-from recmeta.features.partitions import View
+from recmeta.features.partitions import HISTORY, View
 from recmeta.features.schema import VALUES
 
 READ_BATCH = 2_000
 WRITE_BATCH = 5_000
 """Rows; well under the number of parameters that SQLite takes, and a few milliseconds of lock."""
+
+
+_NEWEST = ("\x00newest",)
+"""No user's id has control characters."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +104,62 @@ class OnlineStore:
         there = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
         return OnlineRows(there, values, stamps)
 
-    def write(self, view: View, rows: pl.DataFrame) -> None:
-        """Write rows (as the view's schema has them, one a key) over whatever stands there."""
+    def newest(self) -> datetime | None:
+        """An instant that no row's stamp is after; None where nothing was ever written."""
+        return self.read(HISTORY, [_NEWEST]).stamps[0]
+
+    def announce(self, instant: datetime) -> None:
+        """Say, before rows are written, that none of them is stamped after ``instant``."""
         with self._lock:
-            for part in rows.iter_slices(WRITE_BATCH):
-                keys = _entity_keys(view, list(part.select(view.keys).iter_rows()))
-                stamps = part["event_timestamp"].to_list()
-                values = _packed(view, part[view.column])
-                data = [
-                    (key, {view.column: value}, stamp, stamp)
-                    for key, value, stamp in zip(keys, values, stamps, strict=True)
-                ]
-                self._provider.online_write_batch(self._config, self._views[view.name], data, None)
+            newest = self.newest()
+            if newest is None or newest < instant:
+                up = timedelta(microseconds=-instant.microsecond % 1_000_000)  # SQLite cuts to whole seconds
+                stamp = instant + up
+                self._put(HISTORY, _entity_keys(HISTORY, [_NEWEST]), _packed(HISTORY, [[]]), [stamp])
+
+    def write(self, view: View, rows: pl.DataFrame, *, limit: datetime | None = None) -> int:
+        """Write rows (as the view's schema has them, one a key); return how many.
+
+        `announce` their newest stamp before. What stands there is overwritten, but where ``limit`` is given
+        what is stamped after it stays.
+        """
+        written = 0
+        for part in rows.iter_slices(WRITE_BATCH):
+            keys = list(part.select(view.keys).iter_rows())
+            values, stamps = part[view.column].to_list(), part["event_timestamp"].to_list()
+            with self._lock:
+                newest = self.newest() if limit is not None else None
+                if limit is not None and newest is not None and newest > limit:
+                    there = self.read(view, keys).stamps
+                    chosen = [n for n, stamp in enumerate(there) if stamp is None or stamp <= limit]
+                    keys, values, stamps = ([of[n] for n in chosen] for of in (keys, values, stamps))
+                self._put(view, _entity_keys(view, keys), _packed(view, values), stamps)
+            written += len(keys)
+        return written
+
+    def _put(self, view: View, keys: list[Any], values: list[Any], stamps: list[datetime]) -> None:
+        data = [
+            (key, {view.column: value}, stamp, stamp)
+            for key, value, stamp in zip(keys, values, stamps, strict=True)
+        ]
+        if data:
+            self._provider.online_write_batch(self._config, self._views[view.name], data, None)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector while millions of small messages are made and dropped.
+
+    They form no cycles, but each full collection walks all that Feast and torch have loaded: with it
+    a materialization takes two to four times as long (benchmarks/point_in_time.md).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _batches(keys: Sequence[tuple[str, ...]], size: int) -> Iterator[Sequence[tuple[str, ...]]]:
@@ -125,9 +177,9 @@ def _entity_keys(view: View, keys: Sequence[tuple[str, ...]]) -> list[Any]:
     ]
 
 
-def _packed(view: View, column: pl.Series) -> list[Any]:
+def _packed(view: View, rows: list[list[Any]]) -> list[Any]:
     from feast.protos.feast.types.Value_pb2 import FloatList, StringList, Value
 
     if view.column == VALUES:
-        return [Value(float_list_val=FloatList(val=values)) for values in column.to_list()]
-    return [Value(string_list_val=StringList(val=values)) for values in column.to_list()]
+        return [Value(float_list_val=FloatList(val=values)) for values in rows]
+    return [Value(string_list_val=StringList(val=values)) for values in rows]

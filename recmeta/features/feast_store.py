@@ -29,6 +29,7 @@ from recmeta.errors import ContextError, InputError, IntervalError, NotFoundErro
 from recmeta.events.ledger import Interval, Ledger, check_interval
 from recmeta.events.store import event_span
 from recmeta.features.assembly import Block, stored_block
+from recmeta.features.counters import VISIBLE_AFTER
 from recmeta.features.feast_definitions import (
     definitions,
     online_file,
@@ -37,7 +38,7 @@ from recmeta.features.feast_definitions import (
     service_views,
     store_identity,
 )
-from recmeta.features.feast_online import OnlineStore
+from recmeta.features.feast_online import OnlineStore, collector_paused
 from recmeta.features.folding import counter_rows, history_rows, in_order_of_knowledge
 from recmeta.features.partitions import HISTORY, View, counter_view, views_of
 from recmeta.features.schema import KINDS, ROW_TIME, USER, counter_names
@@ -171,14 +172,15 @@ class FeatureStore:
             return done
         start, end = gaps[0].start - OVERLAP, max([until, *(gap.end for gap in ledger.done(STAGE))])
         views = views_of(self._contexts)
+        self._online.announce(end)
         for number, view in enumerate(views):
             if progress is not None:
                 progress(STAGE, number, len(views))
             rows = self._latest_in(view, start, end)
-            fresh = rows.filter(~self._newer_online(view, rows, end))
-            self._online.write(view, fresh)
-            done["rows"] += len(fresh)
-            done["kept"] += len(rows) - len(fresh)
+            with collector_paused():
+                written = self._online.write(view, rows, limit=end)
+            done["rows"] += written
+            done["kept"] += len(rows) - written
         ledger.mark(STAGE, Interval(gaps[0].start, end))
         if progress is not None:
             progress(STAGE, len(views), len(views))
@@ -213,11 +215,6 @@ class FeatureStore:
                 .to_arrow()
             )
         return pl.DataFrame(latest).select(view.schema.names()).cast(view.schema)
-
-    def _newer_online(self, view: View, rows: pl.DataFrame, end: datetime) -> pl.Series:
-        """Whether the online store holds something newer than ``end`` for each row's entity."""
-        stamps = self._online.read(view, list(rows.select(view.keys).iter_rows())).stamps
-        return pl.Series([stamp is not None and stamp > end for stamp in stamps], dtype=pl.Boolean)
 
     # Online ---------------------------------------------------------------------------------------
 
@@ -273,8 +270,12 @@ class FeatureStore:
             )
         self._check_applied()
         events = in_order_of_knowledge(interactions.lazy()).collect()
+        newest = events["known_timestamp"].max()
+        if not isinstance(newest, datetime):
+            return
         features = self._settings.features
         with self._online.lock:
+            self._online.announce(newest + timedelta(microseconds=VISIBLE_AFTER))
             for name in self._contexts.names:
                 own = events.filter(pl.col("context") == name)
                 for kind in KINDS if len(own) else ():
