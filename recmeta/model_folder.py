@@ -54,12 +54,13 @@ def start_from(model: SharedModel, earlier: SharedModel) -> None:
             "warm start: expected the earlier model's shape, with tables at least as large; found other "
             f"{differing}, and smaller tables of {smaller}. Train from scratch."
         )
-    fresh_scale, fresh_mean = model.dense_scale.clone(), model.dense_mean.clone()
+    encodings = ("dense_mean", "dense_scale", "bin_start", "bin_scale")
+    fresh = {name: getattr(model, name).clone() for name in encodings}
     for name, value in model.state_dict().items():
         before = earlier.state_dict()[name]
         if name in TABLES:
             value[:] = before[0]
         value[: len(before)] = before
-    never_varied = earlier.dense_scale == 0
-    model.dense_scale.copy_(torch.where(never_varied, fresh_scale, model.dense_scale))
-    model.dense_mean.copy_(torch.where(never_varied, fresh_mean, model.dense_mean))
+    never_varied = earlier.dense_scale == 0  # a feature that came alive since: nothing was learnt of it
+    for name in encodings:
+        getattr(model, name)[never_varied] = fresh[name][never_varied]

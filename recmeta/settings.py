@@ -86,14 +86,18 @@ class TrainingSettings(_Group):
     support: int = Field(default=64, ge=1)
     query: int = Field(default=64, ge=1)
     rows_per_task: int = Field(
-        default=256,
+        default=128,
         ge=1,
         description="rows of a task without inner steps: no support, larger batches",
     )
     inner_steps: int = Field(default=3, ge=0)
     inner_rate: float = Field(default=0.1, gt=0)
     rate: float = Field(default=2e-3, gt=0)
-    table_rate: float = Field(default=2e-3, gt=0, description="of embedding tables (sparse Adam)")
+    table_rate: float = Field(
+        default=2e-4,
+        gt=0,
+        description="of embedding tables (sparse Adam); ten times faster they only memorise",
+    )
     weight_decay: float = Field(default=1e-2, ge=0, description="of dense layers, decoupled (AdamW)")
     table_decay: float = Field(default=1e-4, ge=0, description="L2 on the vectors that a batch looks up")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of hidden units left out in training")

@@ -1,4 +1,4 @@
-"""Meta-training of the shared model: a LightningModule, its look at later data, and `train`.
+"""Meta-training of the shared model: a LightningModule, and `train`, which runs it.
 
 The whole training step stands on one screen, in `MetaTraining.training_step`. This module reads
 rows and writes one folder; it must never know where rows come from or whether the result deserves
@@ -8,13 +8,11 @@ to serve.
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
-import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -31,30 +29,19 @@ from recmeta.checkpoints import SafeCheckpoints
 from recmeta.episodes.rows import Rows
 from recmeta.episodes.sampler import EpisodeSampler, MetaBatch
 from recmeta.errors import SchemaError
+from recmeta.later_data import LaterData, Progress, context_losses
 from recmeta.meta.interface import MetaLearner
 from recmeta.meta.registry import get_meta_learner
 from recmeta.model_folder import load_model, save_model, start_from
-from recmeta.models.prediction import log_loss, predict_logits
+from recmeta.models.prediction import log_loss
 from recmeta.models.shared import TABLES, ModelShape, SharedModel
 from recmeta.settings import TrainingSettings
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
 
 WARM_UP = 50
 """Steps in which rates rise from zero, so that the first, noisy estimates of Adam do no harm."""
 
 FINAL_RATE = 0.05
 """Share of the rate that is left at the last step (cosine, Loshchilov & Hutter 2017)."""
-
-LOOK_ROWS = 20_000
-"""Rows a context that a look at the training data or at later data scores, at the most."""
-
-LOOKS_PER_CHECKPOINT = 4
-"""A killed run repeats at most this many looks' worth of steps."""
-
-PROGRESS_EVERY = 10
-"""Steps between two calls of a progress function."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +126,7 @@ class MetaTraining(LightningModule):
             return {}
         leading = gathered["offset"].shape
         return {
-            f"mask{layer}": torch.empty(*leading, size).bernoulli_(kept, generator=draw) / kept
+            f"mask{layer}": (torch.rand(*leading, size, generator=draw) < kept) / kept
             for layer, size in enumerate(self.model.shape.hidden)
         }
 
@@ -163,87 +150,6 @@ class MetaTraining(LightningModule):
         """Bring the tables of ``averaged`` up to date: before a look, because it reads whole tables."""
         for name in TABLES:
             getattr(self.averaged, name).copy_(getattr(self.model, name))
-
-
-class LaterData(Callback):
-    """Looks at later data now and then: keeps the best weights, and stops when patience ends."""
-
-    def __init__(
-        self,
-        training: Rows,
-        validation: Rows,
-        settings: TrainingSettings,
-        checkpoint: Path,
-        progress: Progress | None,
-    ) -> None:
-        """Take the rows to look at; ``checkpoint`` is where a killed run will find its state."""
-        self.parts = {"training": _sample(training), "validation": _sample(validation)}
-        self.settings = settings
-        self.checkpoint = checkpoint
-        self.progress = progress
-        self.best: dict[str, Tensor] = {}
-        self.best_loss = math.inf
-        self.best_step = 0
-        self.stale = 0
-        self.looks: list[dict[str, Any]] = []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Report, look and save, each at its own pace."""
-        assert isinstance(pl_module, MetaTraining)  # noqa: S101  (the only module this is used with)
-        step = trainer.global_step
-        if step % self.settings.check_every == 0 or step == pl_module.steps:
-            self.look(pl_module, step)
-            if self.stale >= self.settings.patience:
-                trainer.should_stop = True
-            elif len(self.looks) % LOOKS_PER_CHECKPOINT == 0:
-                trainer.save_checkpoint(self.checkpoint)
-        if self.progress and (step % PROGRESS_EVERY == 0 or step == pl_module.steps):
-            self.progress("train", step, pl_module.steps)
-
-    def look(self, module: MetaTraining, step: int) -> None:
-        """Judge the running mean of the weights on later data."""
-        module.follow_tables()
-        losses = {part: context_losses(module.averaged, rows) for part, rows in self.parts.items()}
-        judged = losses["validation"] or losses["training"]
-        loss = sum(judged.values()) / len(judged)
-        self.looks.append({"step": step, "losses": {part: list(by.items()) for part, by in losses.items()}})
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.stale = loss, step, 0
-            self.best = {name: value.clone() for name, value in module.averaged.state_dict().items()}
-        else:
-            self.stale += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
-        names = ("best", "best_loss", "best_step", "stale", "looks")
-        return {name: getattr(self, name) for name in names}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
-
-    def metrics_csv(self) -> str:
-        """Every look as CSV: step, part, context, log_loss. Training far below validation is overfitting."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["step", "part", "context", "log_loss"])
-        for look in self.looks:
-            for part, losses in look["losses"].items():
-                writer.writerows([look["step"], part, context, f"{loss:.6f}"] for context, loss in losses)
-        return text.getvalue()
-
-
-def context_losses(model: SharedModel, rows: Rows) -> dict[int, float]:
-    """Return the log-loss of each context that has rows, by context index."""
-    logits = torch.from_numpy(predict_logits(model, rows))
-    losses = {}
-    for context in torch.unique(rows.context).tolist():
-        of = rows.context == context
-        losses[int(context)] = float(log_loss(logits[of], rows.label[of].double(), rows.weight[of].double()))
-    return losses
 
 
 def train(
@@ -379,16 +285,6 @@ def _check_fit(part: str, rows: Rows, shape: ModelShape) -> None:
             raise SchemaError(
                 f"{part} rows, column {name}: expected indices below {size}, found {int(column.max())}"
             )
-
-
-def _sample(rows: Rows) -> Rows:
-    """At most `LOOK_ROWS` rows a context, evenly spread over the rows as they come."""
-    kept = []
-    for context in torch.unique(rows.context).tolist():
-        of = torch.nonzero(rows.context == context).flatten()
-        count = min(len(of), LOOK_ROWS)
-        kept.append(of[torch.arange(count) * len(of) // count])
-    return rows.take(torch.cat(kept)) if kept else rows
 
 
 def _digest(model: SharedModel, settings: TrainingSettings, *parts: Rows) -> str:

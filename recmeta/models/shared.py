@@ -26,6 +26,9 @@ from recmeta.models.adapters import Adapter, adapter_shapes, starting_adapter, z
 CLIP = 5.0
 """Standardised features are cut at five deviations: a counter never seen so large must not extrapolate."""
 
+QUANTILE_ROWS = 20_000
+"""Rows from which cuts are read: quantiles need no more."""
+
 TABLES = ("user_table", "item_table", "category_table", "context_table", "context_head")
 """Parameters that are looked up by index; their gradients are sparse."""
 
@@ -45,19 +48,26 @@ class ModelShape:
     context_size: int = 8
     hidden: tuple[int, ...] = (128, 64)
     rank: int = 4
+    bins: int = 4
+    """Pieces into which each dense feature is cut; see `SharedModel.learn_scales`."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no model."""
         numbers = {**asdict(self), "hidden": min(self.hidden, default=0)}
         for name, value in numbers.items():
-            least = 0 if name == "features" else 1
+            least = 0 if name in ("features", "bins") else 1
             if value < least:
                 raise SchemaError(f"model shape, {name}: expected at least {least}, found {value}")
 
     @property
+    def encoded(self) -> int:
+        """Width of the encoded dense features: each one standardised, and its pieces."""
+        return self.features * (1 + self.bins)
+
+    @property
     def inputs(self) -> int:
-        """Width of what the body reads: dense features, five vectors, three scalars, the context."""
-        return self.features + 5 * self.embedding_size + 3 + self.context_size
+        """Width of what the body reads: encoded features, five vectors, three scalars, the context."""
+        return self.encoded + 5 * self.embedding_size + 3 + self.context_size
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -74,6 +84,8 @@ class SharedModel(nn.Module):
 
     dense_mean: Tensor
     dense_scale: Tensor
+    bin_start: Tensor
+    bin_scale: Tensor
     item_categories: Tensor
 
     def __init__(self, shape: ModelShape) -> None:
@@ -99,6 +111,8 @@ class SharedModel(nn.Module):
         self.weights["head_bias"] = nn.Parameter(torch.zeros(1))
         self.register_buffer("dense_mean", torch.zeros(shape.features))
         self.register_buffer("dense_scale", torch.ones(shape.features))
+        self.register_buffer("bin_start", torch.zeros(shape.features, shape.bins))
+        self.register_buffer("bin_scale", torch.zeros(shape.features, shape.bins))
         self.register_buffer(
             "item_categories", torch.zeros(shape.items, shape.categories_per_item, dtype=torch.int64)
         )
@@ -118,19 +132,31 @@ class SharedModel(nn.Module):
 
     @torch.no_grad()
     def learn_scales(self, dense: Tensor) -> None:
-        """Set mean and deviation of the dense features from float32 [n, F] training rows.
+        """Set how dense features are encoded, from float32 [n, F] training rows.
 
-        A feature that never varies gets a scale of zero: it is then zero for every row, seen or not.
+        Each feature is standardised, and cut at quantiles into ``shape.bins`` pieces, within each of
+        which a further input rises from 0 to 1: the piecewise linear encoding of Gorishniy et al. 2022,
+        which gives a perceptron the thresholds that make trees strong on counters. A feature that never
+        varies gets a scale of zero: it is then zero for every row, seen or not.
         """
         if dense.dim() != 2 or dense.shape[1] != self.shape.features:
             raise SchemaError(
                 f"dense features: expected [rows, {self.shape.features}], found {tuple(dense.shape)}"
             )
-        if len(dense):
-            deviation = dense.double().std(dim=0, correction=0)
-            self.dense_mean.copy_(dense.double().mean(dim=0))
-            varies = deviation > 1e-6
-            self.dense_scale.copy_(torch.where(varies, 1.0 / deviation.clamp(min=1e-6), 0.0))
+        if not len(dense):
+            return
+        deviation = dense.double().std(dim=0, correction=0)
+        self.dense_mean.copy_(dense.double().mean(dim=0))
+        self.dense_scale.copy_(torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), 0.0))
+        self.bin_scale.zero_()
+        ordered = dense[:: max(1, len(dense) // QUANTILE_ROWS)].sort(dim=0).values
+        fine = torch.linspace(0, len(ordered) - 1, 4 * self.shape.bins + 1).round().to(torch.int64)
+        for feature in range(self.shape.features):
+            cuts = torch.unique(ordered[fine, feature])  # fewer where one value is frequent, such as zero
+            pieces = min(self.shape.bins, len(cuts) - 1)
+            cuts = cuts[torch.linspace(0, len(cuts) - 1, pieces + 1).round().to(torch.int64)]
+            self.bin_start[feature, :pieces] = cuts[:-1]
+            self.bin_scale[feature, :pieces] = 1.0 / cuts.diff().clamp(min=1e-6)
 
     @torch.no_grad()
     def learn_item_categories(self, item: Tensor, categories: Tensor) -> None:
@@ -141,11 +167,11 @@ class SharedModel(nn.Module):
     def gather(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do all lookups for rows with any leading axes; columns as in ``Rows``.
 
-        Returns ``inputs`` [..., inputs], ``head`` [..., hidden[-1]] and ``offset`` [...]; where they were
-        among the rows, ``label`` and ``weight`` unchanged; and in training ``size`` [...], the sum of
-        squares of the vectors that a row looked up by its own ids, for a penalty.
+        Returns ``encoded`` [..., encoded] and ``vectors`` [..., inputs - encoded], which together are the
+        body's inputs; ``head`` [..., hidden[-1]] and ``offset`` [...]; where they were among the rows,
+        ``label`` and ``weight`` unchanged; and in training ``size`` [...], the sum of squares of the
+        vectors that a row looked up by its own ids, for a penalty.
         """
-        dense = ((rows["dense"] - self.dense_mean) * self.dense_scale).clamp(-CLIP, CLIP)
         user = self._lookup(rows["user"], self.user_table)
         identity = self._lookup(rows["item"], self.item_table)
         item = identity + self._content(rows["categories"])
@@ -154,8 +180,9 @@ class SharedModel(nn.Module):
         context = self._lookup(rows["context"], self.context_table)
         head = self._lookup(rows["context"], self.context_head)
         gathered = {
-            "inputs": torch.cat(
-                [dense, user, item, history, user * item, history * item, scalars, context], dim=-1
+            "encoded": self._encoded(rows["dense"]),
+            "vectors": torch.cat(
+                [user, item, history, user * item, history * item, scalars, context], dim=-1
             ),
             "head": head[..., :-1],
             "offset": head[..., -1],
@@ -170,13 +197,22 @@ class SharedModel(nn.Module):
         adapter: Mapping[str, Tensor],
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return logits [...] of gathered rows [..., :], with ``weights`` instead of the model's own."""
+        """Return logits [...] of gathered rows [..., :], with ``weights`` instead of the model's own.
+
+        ``mask0``, ``mask1``, ... [..., hidden[i]] among what was gathered multiply the hidden layers:
+        dropout, drawn beforehand.
+        """
         given: Mapping[str, Tensor] = self.weights if weights is None else weights  # type: ignore[assignment]
-        hidden = gathered["inputs"]
+        hidden = torch.empty(0)
         for layer in range(len(self.shape.hidden)):
             name = f"layer{layer}"
-            straight = functional.linear(hidden, given[f"{name}_weight"], given[f"{name}_bias"])
-            detour = functional.linear(functional.linear(hidden, adapter[f"{name}_a"]), adapter[f"{name}_b"])
+            weight, a = given[f"{name}_weight"], adapter[f"{name}_a"]
+            if layer:
+                straight, low = functional.linear(hidden, weight), functional.linear(hidden, a)
+            else:  # in two halves: the wide one needs no gradient for its inputs
+                straight, low = self._first(gathered, weight), self._first(gathered, a)
+            straight = straight + given[f"{name}_bias"]
+            detour = functional.linear(low, adapter[f"{name}_b"])
             adapted = (straight + detour) * (1.0 + adapter[f"{name}_scale"]) + adapter[f"{name}_shift"]
             hidden = functional.silu(adapted)
             if f"mask{layer}" in gathered:
@@ -209,6 +245,17 @@ class SharedModel(nn.Module):
             "context": context,
         }
         return self.body(self.gather(rows), adapter)
+
+    def _first(self, gathered: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+        """Multiply the two halves of the body's inputs by a matrix [outputs, inputs]: [..., outputs]."""
+        wide, narrow = weight[..., : self.shape.encoded], weight[..., self.shape.encoded :]
+        return functional.linear(gathered["encoded"], wide) + functional.linear(gathered["vectors"], narrow)
+
+    def _encoded(self, dense: Tensor) -> Tensor:
+        """Standardised features and their pieces: [..., F] -> [..., F * (1 + bins)]."""
+        standard = ((dense - self.dense_mean) * self.dense_scale).clamp(-CLIP, CLIP)
+        pieces = ((dense.unsqueeze(-1) - self.bin_start) * self.bin_scale).clamp(0.0, 1.0)
+        return torch.cat([standard, pieces.flatten(-2)], dim=-1)
 
     def _lookup(self, index: Tensor, table: Tensor) -> Tensor:
         """Rows of a table: [...] -> [..., d]. In training the gradient is sparse and has no row twice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import make_columns, make_model, random_adapter
+from small_models import SHAPE, make_columns, make_model, random_adapter
 
 from recmeta.errors import SchemaError
 from recmeta.models.adapters import check_adapter, is_zero, stack, unstack
@@ -13,12 +13,13 @@ from recmeta.models.adapters import check_adapter, is_zero, stack, unstack
 def test_a_zero_adapter_is_the_shared_model_exactly() -> None:
     model, columns = make_model(), make_columns(40)
     gathered = model.gather(columns)
-    hidden = gathered["inputs"]
-    for layer in range(2):
-        weight, bias = model.weights[f"layer{layer}_weight"], model.weights[f"layer{layer}_bias"]
-        hidden = torch.nn.functional.silu(torch.nn.functional.linear(hidden, weight, bias))
-    head = model.weights["head_weight"] + gathered["head"]
-    plain = (hidden * head).sum(-1) + model.weights["head_bias"] + gathered["offset"]
+    weights, linear, silu = model.weights, torch.nn.functional.linear, torch.nn.functional.silu
+    wide, narrow = weights["layer0_weight"].split([SHAPE.encoded, SHAPE.inputs - SHAPE.encoded], dim=1)
+    hidden = linear(gathered["encoded"], wide) + linear(gathered["vectors"], narrow)
+    hidden = silu(hidden + weights["layer0_bias"])
+    hidden = silu(linear(hidden, weights["layer1_weight"]) + weights["layer1_bias"])
+    head = weights["head_weight"] + gathered["head"]
+    plain = (hidden * head).sum(-1) + weights["head_bias"] + gathered["offset"]
     assert torch.equal(model(**columns, adapter=model.zero_adapter()), plain)
 
 

@@ -65,11 +65,11 @@ def test_scales_come_from_training_rows_and_tame_constants_and_extremes() -> Non
     dense[:, 2] = 4.0
     model.learn_scales(dense)
     columns = make_columns(3)
-    inputs = model.gather(columns | {"dense": dense[:3]})["inputs"][:, : SHAPE.features].detach()
+    inputs = model.gather(columns | {"dense": dense[:3]})["encoded"][:, : SHAPE.features].detach()
     expected = (dense[:3, 0] - dense[:, 0].mean()) / dense[:, 0].std(correction=0)
     torch.testing.assert_close(inputs[:, 0], expected)
     columns["dense"][:] = 1e30
-    extreme = model.gather(columns)["inputs"][:, : SHAPE.features].detach()
+    extreme = model.gather(columns)["encoded"][:, : SHAPE.features].detach()
     assert float(extreme.abs().max()) == 5.0
     assert bool((extreme[:, 2] == 0).all())
     with pytest.raises(SchemaError, match=r"expected \[rows, 6\]"):
@@ -83,6 +83,24 @@ def test_training_and_scoring_compute_the_same() -> None:
     training = model.train().gather(columns)
     for name, value in scoring.items():
         torch.testing.assert_close(training[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_pieces_of_a_feature_rise_one_after_the_other_between_quantiles() -> None:
+    model, bins = SharedModel(SHAPE), SHAPE.bins
+    dense = torch.zeros(1001, SHAPE.features)
+    dense[:, 0] = torch.linspace(0, 8, 1001)
+    dense[900:, 1] = 3.0  # two values only
+    model.learn_scales(dense)
+    columns = {name: column.expand(3, *column.shape[1:]) for name, column in make_columns(1).items()}
+    columns["dense"] = torch.zeros(3, SHAPE.features)
+    columns["dense"][:, 0] = torch.tensor([-1.0, 3.0, 99.0])
+    columns["dense"][:, 1] = torch.tensor([0.0, 1.5, 3.0])
+    pieces = model.gather(columns)["encoded"].detach()[:, SHAPE.features :].reshape(3, -1, bins)
+    expected = torch.tensor([[0.0, 0, 0, 0], [1, 0.5, 0, 0], [1, 1, 1, 1]])
+    torch.testing.assert_close(pieces[:, 0], expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(pieces[:, 1, 0], torch.tensor([0.0, 0.5, 1.0]))
+    assert not bool(pieces[:, 1, 1:].any())
+    assert not bool(pieces[:, 2:].any())
 
 
 def test_table_gradients_are_sparse_in_training() -> None:

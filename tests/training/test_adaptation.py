@@ -14,11 +14,12 @@ from learnable_rows import QUICK, SHAPE, make_rows
 from recmeta.adaptation import adapt
 from recmeta.episodes.rows import concat
 from recmeta.errors import InputError
+from recmeta.later_data import context_losses
 from recmeta.model_folder import load_model
-from recmeta.models.adapters import check_adapter, is_zero
+from recmeta.models.adapters import check_adapter
 from recmeta.models.prediction import log_loss, predict_logits
 from recmeta.models.shared import SharedModel
-from recmeta.training import context_losses, train
+from recmeta.training import train
 
 SETTINGS = QUICK.model_copy(update={"adapt_rate": 3e-2, "adapt_proximal": 1.0})
 
@@ -99,8 +100,9 @@ def test_one_row_among_thousands_of_another_context_moves_little(model: SharedMo
     rows = concat([ROWS.of_context(3).take(torch.tensor([0])), make_rows({1: 5000}, seed=7)])
     fits = adapt(model, rows, LATER, [1, 3], QUICK)  # the default pull: 30 / 1
     assert fits[3].rows == 1
-    largest = max(float(tensor.abs().max()) for name, tensor in fits[3].tensors.items() if name[-2:] != "_a")
-    assert is_zero(fits[3].tensors) or largest < 0.05
+    unseen = UNSEEN.of_context(3)
+    moved = predict_logits(model, unseen, fits[3].tensors) - predict_logits(model, unseen)
+    assert float(np.abs(moved).mean()) < 0.4  # logits here spread by more than 2
 
 
 def test_few_rows_move_an_adapter_less_than_many(model: SharedModel) -> None:

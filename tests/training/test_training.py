@@ -16,12 +16,13 @@ from pytorch_lightning import Trainer
 from recmeta.artifacts import read_json
 from recmeta.episodes.sampler import EpisodeSampler
 from recmeta.errors import InputError, SchemaError
+from recmeta.later_data import Progress, context_losses
 from recmeta.meta.registry import META_LEARNERS, get_meta_learner
 from recmeta.model_folder import load_model
 from recmeta.models.prediction import predict_logits
 from recmeta.models.shared import TABLES, SharedModel
 from recmeta.settings import TrainingSettings
-from recmeta.training import MetaTraining, Progress, TrainingReport, context_losses, train
+from recmeta.training import MetaTraining, TrainingReport, train
 
 LEARNERS = sorted(META_LEARNERS)
 ROWS = make_rows({1: 600, 2: 200, 3: 200})
@@ -158,7 +159,7 @@ def test_a_warm_start_begins_near_the_earlier_model_and_grows_its_tables(tmp_pat
     earlier, grown = load_model(tmp_path / "cold"), load_model(tmp_path / "warm")
     assert grown.shape == larger
     torch.testing.assert_close(grown.user_table[:21], earlier.user_table, atol=1e-3, rtol=0)
-    torch.testing.assert_close(grown.user_table[21:], earlier.user_table[:1].expand(9, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(grown.user_table[21:], earlier.user_table[:1].expand(9, -1), atol=1e-4, rtol=0)
     with pytest.raises(SchemaError, match=r"other \['hidden'\], and smaller tables of \['users', 'items'\]"):
         train(
             ROWS, LATER, replace(SHAPE, users=21, hidden=(8, 8)), settings(), tmp_path / "other",
