@@ -231,7 +231,7 @@ class Settings(BaseSettings):
 
     @property
     def features_folder(self) -> Path:
-        """Feature rows: one folder a view, one file a day."""
+        """Feature rows: one folder a view, one file a month; below carry/, what each month starts from."""
         return self.workspace / "features"
 
     @property

@@ -45,7 +45,7 @@ class OnlineRows:
 
     def matrix(self, width: int) -> Float32s:
         """Counters as [n, width]; zeros where there is no row."""
-        found = np.zeros((len(self.values), width), dtype=np.float32)
+        found: Float32s = np.zeros((len(self.values), width), dtype=np.float32)
         for place in np.flatnonzero(self.there).tolist():
             found[place] = self.values[place]
         return found
@@ -57,9 +57,11 @@ class OnlineStore:
     Args:
         store: a `feast.FeatureStore`.
         views: Feast's view objects by name.
+        width: values in a counter row; rows of another width, left from other settings, count as none.
     """
 
-    def __init__(self, store: Any, views: dict[str, Any]) -> None:
+    def __init__(self, store: Any, views: dict[str, Any], width: int) -> None:
+        self._width = width
         self._config = store.config
         self._provider = store._get_provider()  # what get_online_features calls, without its conversions
         self._views = views
@@ -94,13 +96,10 @@ class OnlineStore:
                     requested_features=[view.column],
                 )
                 for stamp, features in found:
-                    held = features.get(view.column) if features else None
-                    if held is None or held.WhichOneof("val") != packed:
-                        values.append(None)
-                        stamps.append(None)
-                    else:
-                        values.append(getattr(held, packed).val)
-                        stamps.append(stamp)
+                    held = getattr(features[view.column], packed).val if features else None
+                    usable = held is not None and (view.column != VALUES or len(held) == self._width)
+                    values.append(held if usable else None)
+                    stamps.append(stamp if usable else None)
         there = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
         return OnlineRows(there, values, stamps)
 

@@ -80,7 +80,7 @@ class FeatureStore:
         self._store = feast.FeatureStore(config=repo_config(settings))
         self._objects = definitions(settings, contexts)
         views = {made.name: made for made in self._objects if isinstance(made, feast.FeatureView)}
-        self._online = OnlineStore(self._store, views)
+        self._online = OnlineStore(self._store, views, self._width)
 
     def close(self) -> None:
         """Close the connection to the online store; the next call opens it again."""

@@ -35,7 +35,7 @@ def built_at_once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 5))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_order_of_ingestion_and_building_ends_in_the_same_bytes(
     built_at_once: dict[str, str], random: object, parts: int
 ) -> None:

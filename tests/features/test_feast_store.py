@@ -95,16 +95,6 @@ def interactions(workspace: Workspace, start: datetime, end: datetime) -> pl.Dat
     return scan_events(workspace.settings, start, end).collect()
 
 
-def test_the_online_value_is_the_offline_value_after_a_night(
-    new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
-) -> None:
-    workspace = new_workspace(stores=store_settings)
-    workspace.ingest(random_log(300))
-    store = opened(workspace)
-    night(workspace, store, UNTIL)
-    assert_online_is_offline(workspace, store, UNTIL + timedelta(hours=7, microseconds=123_457))
-
-
 def test_live_interactions_give_online_what_the_next_night_gives_offline(
     new_workspace: Callable[..., Workspace], store_settings: dict[str, Any], opened: Openers
 ) -> None:
@@ -113,6 +103,7 @@ def test_live_interactions_give_online_what_the_next_night_gives_offline(
     workspace.ingest(random_log(300))
     store, middle = opened(workspace), FIRST_DAY + 6 * DAY
     night(workspace, store, middle)
+    assert_online_is_offline(workspace, store, middle + timedelta(hours=7, microseconds=123_457))
     live = interactions(workspace, middle, UNTIL)
     assert len(live) > 80
     for part in live.iter_slices(9):
@@ -142,9 +133,21 @@ def test_a_late_event_reaches_the_online_store_in_the_next_night(
     store = opened(workspace)
     workspace.ingest(log[::2], "half")
     night(workspace, store, UNTIL)
+    someone = (
+        interactions(workspace, FIRST_DAY, UNTIL)
+        .head(1)
+        .with_columns(
+            pl.lit(UNTIL + HOUR).dt.cast_time_unit("us").alias("event_timestamp"),
+            pl.lit(UNTIL + HOUR).dt.cast_time_unit("us").alias("created_timestamp"),
+            user_id=pl.lit("somebody else"),
+            item_id=pl.lit("another item"),
+        )
+    )
+    store.record(someone)
     workspace.ingest(log[1::2], "rest")
     night(workspace, store, UNTIL)
-    assert_online_is_offline(workspace, store, UNTIL + HOUR)
+    assert_online_is_offline(workspace, store, UNTIL + 2 * HOUR)
+    assert store.read_online("somebody else", [], UNTIL + 2 * HOUR).history == ("another item",)
 
 
 def test_an_older_window_never_overwrites_newer_values(
@@ -186,6 +189,19 @@ def test_the_future_and_unfinished_features_are_refused(small: tuple[Workspace, 
         store.materialize(datetime.now(UTC) + 2 * DAY)
     with pytest.raises(IntervalError, match=r"features of .* are missing"):
         store.materialize(UNTIL + DAY)
+
+
+def test_rows_of_other_half_lives_count_as_none_until_the_next_night(
+    small: tuple[Workspace, FeatureStore],
+) -> None:
+    workspace, store = small
+    fewer = workspace.settings.features.model_copy(update={"half_lives": (DAY,)})
+    changed = workspace.settings.model_copy(update={"features": fewer})
+    assert store.read_online("u1", ["i1"], UNTIL).knows_user
+    with FeatureStore(changed, workspace.contexts) as other:
+        online = other.read_online("u1", ["i1"], UNTIL)
+    assert not online.knows_user
+    assert online.blocks["item__reading"].values.shape == (1, 6)
 
 
 def test_strangers_have_no_rows_and_no_history(small: tuple[Workspace, FeatureStore]) -> None:
