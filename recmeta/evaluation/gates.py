@@ -201,7 +201,7 @@ def decide(context: str, validation: Scored, test: Scored, settings: GateSetting
             reason = _passed_text(candidate, results, resampled, refusals)
             return Decision(context, candidate, True, reason, tuple(checks), metrics)
         refusals.append(f"{candidate} {refused.reason}")
-    why = "; ".join(refusals)
+    why = refusals[0]  # of what validation chose; the others' are among the checks
     if incumbent:
         return Decision(context, "incumbent", False, f"what serves now stays: {why}", tuple(checks), metrics)
     return Decision(context, "nothing", False, f"nothing serves: {why}", tuple(checks), metrics)

@@ -5,7 +5,7 @@ This module knows a model and rows; it must never know how either came about.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,17 +26,29 @@ def log_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
-@torch.no_grad()
 def predict_logits(
     model: SharedModel, rows: Rows, adapter: Mapping[str, Tensor] | None = None
 ) -> npt.NDArray[np.float64]:
     """Return the logits of ``rows``, float64 [n], under an adapter or as the shared model."""
+    return predict_under_each(model, rows, [adapter])[0]
+
+
+@torch.no_grad()
+def predict_under_each(
+    model: SharedModel, rows: Rows, adapters: Sequence[Mapping[str, Tensor] | None]
+) -> list[npt.NDArray[np.float64]]:
+    """Return the logits of ``rows``, float64 [n], under each adapter (None: as the shared model).
+
+    What does not depend on the adapter, most of the work, is done once.
+    """
     training = model.training
     model.eval()
-    given = dict(model.zero_adapter() if adapter is None else adapter)
-    parts = []
+    given = [dict(model.zero_adapter() if adapter is None else adapter) for adapter in adapters]
+    parts: list[list[Tensor]] = [[] for _ in given]
     for start in range(0, len(rows), CHUNK):
         columns = {name: column[start : start + CHUNK] for name, column in rows.columns().items()}
-        parts.append(model.body(model.gather(columns), given))
+        gathered = model.gather(columns)
+        for found, adapter in zip(parts, given, strict=True):
+            found.append(model.body(gathered, adapter))
     model.train(training)
-    return torch.cat(parts).double().numpy() if parts else np.empty(0)
+    return [torch.cat(found).double().numpy() if found else np.empty(0) for found in parts]

@@ -36,8 +36,12 @@ class Candidate:
     """Of a blend: the share of the trees' calibrated logit; the rest is the network's."""
 
 
-def calibrated(validation: Floats, test: Floats, lists: Floats, labelled: Part) -> Candidate:
-    """Fit slope and intercept on the validation rows ``labelled``, and apply them to all three."""
+def calibrated(logits: tuple[Floats, Floats, Floats], labelled: Part) -> Candidate:
+    """Fit slope and intercept on the validation rows ``labelled``, and apply them to all three.
+
+    ``logits`` are of the validation rows, the test rows, and the test rows as lists.
+    """
+    validation, test, lists = logits
     rows = labelled.rows
     fitted = calibrate(validation, rows.label.double().numpy(), rows.weight.double().numpy())
     return Candidate(fitted, fitted.apply(validation), fitted.apply(test), fitted.apply(lists))

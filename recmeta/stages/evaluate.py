@@ -6,12 +6,13 @@ The result is one JSON file in the night's folder. This module must never write 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import lightgbm
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.torch import load_file
 
 from recmeta import artifacts
@@ -23,7 +24,7 @@ from recmeta.evaluation.gates import Decision, decide
 from recmeta.model_folder import load_model
 from recmeta.models.adapters import is_zero
 from recmeta.models.calibration import Calibration
-from recmeta.models.prediction import predict_logits
+from recmeta.models.prediction import predict_under_each
 from recmeta.models.shared import SharedModel
 from recmeta.serving.scorer import Scorer
 from recmeta.stages.candidates import Candidate, blended, calibrated, scored
@@ -32,6 +33,7 @@ from recmeta.stages.night import Night, labelled_rows, labelled_tensors
 
 Progress = Callable[[str, int, int], None]
 Floats = npt.NDArray[np.float64]
+Scores = TypeVar("Scores")
 
 
 def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
@@ -70,21 +72,24 @@ def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
 
 def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Part]) -> dict[str, Candidate]:
     labelled = parts[VALIDATION]
+    looked_at = _looked_at(night, parts)
     space = feature_space(night)
-    lists = parts[TEST].as_lists(space.request_columns())
     column = space.index(space.popularity_column())
 
     def candidate(logits: Callable[[Rows], Floats]) -> Candidate:
-        return calibrated(logits(labelled.rows), logits(parts[TEST].rows), logits(lists.rows), labelled)
+        return calibrated(_in_order(looked_at, logits), labelled)
 
-    found = {
-        "shared": candidate(lambda rows: predict_logits(model, rows)),
-        "popularity": candidate(lambda rows: popularity(rows.dense.numpy(), column)),
-        "bias_only": candidate(_bias_only(parts)),
-    }
     adapter = load_file(night.folder / "adapters" / f"{name}.safetensors")
-    if not is_zero(adapter):
-        found["adapter"] = candidate(lambda rows: predict_logits(model, rows, adapter))
+    networks = {"shared": None} if is_zero(adapter) else {"shared": None, "adapter": adapter}
+    later, test, lists = _in_order(
+        looked_at, lambda rows: predict_under_each(model, rows, list(networks.values()))
+    )
+    found = {
+        network: calibrated(logits, labelled)
+        for network, logits in zip(networks, zip(later, test, lists, strict=True), strict=True)
+    }
+    found["popularity"] = candidate(lambda rows: popularity(rows.dense.numpy(), column))
+    found["bias_only"] = candidate(_bias_only(parts))
     trees = night.folder / "trees" / f"{name}.txt"
     if trees.exists():
         booster = lightgbm.Booster(model_file=str(trees))
@@ -92,6 +97,30 @@ def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Pa
         found["trees"] = candidate(lambda rows: boosted.logits(rows.dense.numpy()))
         found["blend"] = blended(found.get("adapter", found["shared"]), found["trees"], labelled)
     return found
+
+
+@dataclass(frozen=True)
+class _LookedAt:
+    """Rows that every candidate scores."""
+
+    validation: Rows
+    test: Rows
+    lists: Rows
+    """The test rows as ranking lists; the same object as ``test`` where lists have one instant anyway."""
+
+
+def _looked_at(night: Night, parts: dict[int, Part]) -> _LookedAt:
+    test = parts[TEST].rows
+    lists = parts[TEST].as_lists(feature_space(night).request_columns()).rows
+    same = torch.equal(lists.dense, test.dense) and torch.equal(lists.history, test.history)
+    return _LookedAt(parts[VALIDATION].rows, test, test if same else lists)
+
+
+def _in_order(looked_at: _LookedAt, score: Callable[[Rows], Scores]) -> tuple[Scores, Scores, Scores]:
+    """Score validation rows, test rows and lists; what is the same is scored once."""
+    test = score(looked_at.test)
+    lists = test if looked_at.lists is looked_at.test else score(looked_at.lists)
+    return score(looked_at.validation), test, lists
 
 
 def _bias_only(parts: dict[int, Part]) -> Callable[[Rows], Floats]:
@@ -134,13 +163,12 @@ def _incumbent_candidate(
             dense=rows.dense.numpy(),
         )
 
-    lists = parts[TEST].as_lists(feature_space(night).request_columns())
-    return Candidate(
-        Calibration(),
-        logits(VALIDATION, parts[VALIDATION].rows),
-        logits(TEST, parts[TEST].rows),
-        logits(TEST, lists.rows, parts[TEST].list_starts()),
-    )
+    looked_at = _looked_at(night, parts)
+    test = logits(TEST, looked_at.test)
+    lists = test
+    if looked_at.lists is not looked_at.test:
+        lists = logits(TEST, looked_at.lists, parts[TEST].list_starts())
+    return Candidate(Calibration(), logits(VALIDATION, looked_at.validation), test, lists)
 
 
 def _as_json(decision: Decision, candidates: dict[str, Candidate]) -> dict[str, Any]:
