@@ -27,7 +27,7 @@ ROWS_PER_STEP = 512
 LOOK_EVERY = 10
 """Steps between two looks at later data."""
 
-LOOK_BUDGET = 65_536
+LOOK_BUDGET = 32_768
 """Later rows of all contexts together that a look scores, at the most; it bounds memory."""
 
 LEAST_LOOK = 1024

@@ -34,7 +34,7 @@ from recmeta.meta.interface import MetaLearner
 from recmeta.meta.registry import get_meta_learner
 from recmeta.model_folder import load_model, save_model, start_from
 from recmeta.models.prediction import log_loss
-from recmeta.models.shared import TABLES, ModelShape, SharedModel
+from recmeta.models.shared import ID_TABLES, TABLES, ModelShape, SharedModel
 from recmeta.settings import TrainingSettings
 
 WARM_UP = 50
@@ -100,12 +100,18 @@ class MetaTraining(LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """AdamW for the body; for tables an Adam that moves only the rows that a batch looked up."""
         settings = self.settings
-        tables = [getattr(self.model, name) for name in TABLES]
+        tables = [
+            {
+                "params": [getattr(self.model, name)],
+                "lr": settings.table_rate if name in ID_TABLES else settings.rate,
+            }
+            for name in TABLES
+        ]
         return [
             torch.optim.AdamW(
                 self.model.weights.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
             ),
-            torch.optim.SparseAdam(tables, lr=settings.table_rate),
+            torch.optim.SparseAdam(tables),
         ]
 
     def _loss(self, adapter: Mapping[str, Tensor], gathered: Mapping[str, Tensor]) -> Tensor:
@@ -134,9 +140,8 @@ class MetaTraining(LightningModule):
         done = step / self.steps
         cosine = FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
         factor = min(1.0, (step + 1) / WARM_UP) * cosine
-        for optimizer, rate in zip(optimizers, (self.settings.rate, self.settings.table_rate), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group.setdefault("full_rate", group["lr"]) * factor
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:

@@ -33,6 +33,10 @@ TABLES = ("user_table", "item_table", "category_table", "context_table", "contex
 """Parameters that are looked up by index; their gradients are sparse."""
 
 
+ID_TABLES = ("user_table", "item_table")
+"""The tables that grow with the log, and that can learn a few ids by heart."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Everything that decides the size of a `SharedModel`; table sizes count the unknown."""
