@@ -127,6 +127,12 @@ class TreeSettings(_Group):
     leaves: int = Field(default=15, ge=2)
     rate: float = Field(default=0.05, gt=0)
     min_rows: int = Field(default=30, ge=1, description="rows a leaf at the least")
+    refit_growth: float = Field(
+        default=0.02,
+        ge=0,
+        description="trees of an earlier night are taken along until the training rows have grown by this "
+        "share: one more day of a year is 0.3 % and changes them by less than noise; 0 fits them every night",
+    )
     patience: int = Field(default=30, ge=1)
 
 

@@ -19,6 +19,7 @@ from recmeta.dataset import (
     CATEGORIES_PER_ITEM,
     TRAIN,
     VALIDATION,
+    Part,
     Vocabularies,
     build_vocabularies,
     item_content,
@@ -109,37 +110,81 @@ def _earlier_model(night: Night) -> Path | None:
 
 
 def challengers(night: Night, progress: Progress | None) -> dict[str, Any]:
-    """Fit boosted trees for each context on the same dense features."""
+    """Fit boosted trees for each context on the same dense features, or take recent ones along."""
     done = night.folder / "challengers.json"
     if done.exists():
         return dict(artifacts.read_json(done))
     parts = labelled_tensors(night)
-    settings = night.settings
+    counts = {
+        name: len(parts[TRAIN].of_context(number).rows)
+        for number, name in enumerate(night.contexts.names, start=1)
+    }
+    inputs = artifacts.digest_of(
+        feature_space(night).digest,
+        night.settings.trees.model_dump(mode="json"),
+        night.settings.training.seed,
+        list(counts),
+    )
+    earlier = _recent_trees(night, inputs, counts)
     rounds: dict[str, int | None] = {}
-    for number, name in enumerate(night.contexts.names, start=1):
+    for number, name in enumerate(counts, start=1):
         if progress is not None:
-            progress("challengers", number - 1, len(night.contexts.names))
-        learnt, later = (parts[part].of_context(number).rows for part in (TRAIN, VALIDATION))
-        trees = fit_trees(
-            learnt.dense.numpy(),
-            learnt.label.numpy(),
-            learnt.weight.numpy(),
-            later.dense.numpy(),
-            later.label.numpy(),
-            settings.trees,
-            validation_weight=later.weight.numpy(),
-            threads=settings.training.threads,
-            seed=settings.training.seed,
-        )
-        rounds[name] = None if trees is None else trees.rounds
-        if trees is not None:
-            text = trees.booster.model_to_string(num_iteration=trees.rounds)
-            artifacts.write_text(night.folder / "trees" / f"{name}.txt", text)
+            progress("challengers", number - 1, len(counts))
+        if earlier is None:
+            rounds[name] = _fit_trees(
+                night, name, [parts[part].of_context(number) for part in (TRAIN, VALIDATION)]
+            )
+        else:
+            rounds[name] = earlier[1]["rounds"][name]
+            if rounds[name] is not None:
+                file = Path("trees") / f"{name}.txt"
+                artifacts.write_text(night.folder / file, (earlier[0] / file).read_text(encoding="utf-8"))
     if progress is not None:
-        progress("challengers", len(night.contexts.names), len(night.contexts.names))
-    report = {"rounds": rounds}
+        progress("challengers", len(counts), len(counts))
+    report = {
+        "rounds": rounds,
+        "inputs": inputs,
+        "rows": counts if earlier is None else earlier[1]["rows"],
+        "fitted": night.folder.name if earlier is None else earlier[1]["fitted"],
+    }
     artifacts.write_json(done, report)
     return report
+
+
+def _fit_trees(night: Night, name: str, parts: list[Part]) -> int | None:
+    """Fit and write one context's trees; return their rounds, None where there was too little to learn."""
+    learnt, later = (part.rows for part in parts)
+    trees = fit_trees(
+        learnt.dense.numpy(),
+        learnt.label.numpy(),
+        learnt.weight.numpy(),
+        later.dense.numpy(),
+        later.label.numpy(),
+        night.settings.trees,
+        validation_weight=later.weight.numpy(),
+        threads=night.settings.training.threads,
+        seed=night.settings.training.seed,
+    )
+    if trees is None:
+        return None
+    text = trees.booster.model_to_string(num_iteration=trees.rounds)
+    artifacts.write_text(night.folder / "trees" / f"{name}.txt", text)
+    return trees.rounds
+
+
+def _recent_trees(night: Night, inputs: str, counts: dict[str, int]) -> tuple[Path, dict[str, Any]] | None:
+    """The folder and report of the latest earlier night whose trees these rows would hardly change."""
+    for folder in sorted(night.settings.runs_folder.glob("*"), reverse=True):
+        done = folder / "challengers.json"
+        if folder.name[:8] >= night.folder.name[:8] or not done.exists():
+            continue
+        report = artifacts.read_json(done)
+        if report["inputs"] == inputs and all(
+            abs(counts[name] - rows) <= night.settings.trees.refit_growth * rows
+            for name, rows in report["rows"].items()
+        ):
+            return folder, report
+    return None
 
 
 def chunks(night: Night) -> list[tuple[int, ...]]:
