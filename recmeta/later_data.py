@@ -67,6 +67,11 @@ class LaterData(Callback):
         self.stale = 0
         self.looks: list[dict[str, Any]] = []
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the first weights: a night that learns nothing better keeps what it started from."""
+        if not self.looks:  # a resumed run has looked already
+            self.look(cast(Judged, pl_module), 0)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -115,7 +115,7 @@ class TrainingSettings(_Group):
     check_every: int = Field(default=50, ge=1, description="steps between two looks at later data")
     patience: int = Field(default=6, ge=1, description="looks without gain before training stops")
     adapt_steps: int = Field(default=100, ge=1)
-    adapt_rate: float = Field(default=3e-3, gt=0)
+    adapt_rate: float = Field(default=1e-2, gt=0)
     adapt_proximal: float = Field(default=30.0, ge=0, description="L2 to the zero adapter, divided by rows")
     adapt_chunk: int = Field(default=64, ge=1, description="contexts in one batched program, one mapped task")
 

@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_in_mid_epoch_and_ends_as_if_never_stopped(
     assert list((tmp_path / "killed").glob("resume-*"))
     again: list[int] = []
     run(tmp_path / "killed", settings(learner), lambda what, done, total: again.append(done))
-    assert again[0] == 50  # the checkpoint was written at step 40
+    assert again[0] == 40  # the checkpoint was written at step 30
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
         "model.safetensors",
         "model.json",
@@ -165,6 +165,16 @@ def test_a_warm_start_begins_near_the_earlier_model_and_grows_its_tables(tmp_pat
             ROWS, LATER, replace(SHAPE, users=21, hidden=(8, 8)), settings(), tmp_path / "other",
             warm_from=tmp_path / "warm",
         )  # fmt: skip
+
+
+def test_a_warm_start_that_learns_nothing_better_keeps_the_earlier_weights(tmp_path: Path) -> None:
+    before = run(tmp_path / "cold", settings(max_steps=200))
+    harmful = settings(rate=1.0, table_rate=1.0)
+    report = train(ROWS, LATER, SHAPE, harmful, tmp_path / "warm", warm_from=tmp_path / "cold")
+    assert report.best_step == 0
+    assert report.validation_loss == before.validation_loss
+    weights = "model.safetensors"
+    assert (tmp_path / "warm" / weights).read_bytes() == (tmp_path / "cold" / weights).read_bytes()
 
 
 def test_no_later_rows_are_no_obstacle(tmp_path: Path) -> None:
