@@ -306,14 +306,21 @@ def _digest(model: SharedModel, settings: TrainingSettings, *parts: Rows) -> str
 @contextmanager
 def _deterministic(threads: int) -> Iterator[None]:
     """Within it the same program on the same inputs gives the same bytes."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        memory.fill_uninitialized_memory,
+    )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # a debugging aid that writes every new tensor twice
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        memory.fill_uninitialized_memory = before[2]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +172,8 @@ class SharedModel(nn.Module):
         """Do all lookups for rows with any leading axes; columns as in ``Rows``.
 
         Returns ``encoded`` [..., encoded] and ``vectors`` [..., inputs - encoded], which together are the
-        body's inputs; ``head`` [..., hidden[-1]] and ``offset`` [...]; where they were among the rows,
+        body's inputs; ``first`` [..., hidden[0]], the first layer of the shared model, which no inner step
+        changes; ``head`` [..., hidden[-1]] and ``offset`` [...]; where they were among the rows,
         ``label`` and ``weight`` unchanged; and in training ``size`` [...], the sum of squares of the
         vectors that a row looked up by its own ids, for a penalty.
         """
@@ -191,6 +192,7 @@ class SharedModel(nn.Module):
             "head": head[..., :-1],
             "offset": head[..., -1],
         }
+        gathered["first"] = self._first(gathered, cast(Mapping[str, Tensor], self.weights))
         if self.training:
             gathered["size"] = user.square().sum(-1) + identity.square().sum(-1) + head.square().sum(-1)
         return gathered | {name: rows[name] for name in ("label", "weight") if name in rows}
@@ -206,16 +208,16 @@ class SharedModel(nn.Module):
         ``mask0``, ``mask1``, ... [..., hidden[i]] among what was gathered multiply the hidden layers:
         dropout, drawn beforehand.
         """
-        given: Mapping[str, Tensor] = self.weights if weights is None else weights  # type: ignore[assignment]
+        given = cast(Mapping[str, Tensor], self.weights) if weights is None else weights
         hidden = torch.empty(0)
         for layer in range(len(self.shape.hidden)):
             name = f"layer{layer}"
-            weight, a = given[f"{name}_weight"], adapter[f"{name}_a"]
             if layer:
-                straight, low = functional.linear(hidden, weight), functional.linear(hidden, a)
-            else:  # in two halves: the wide one needs no gradient for its inputs
-                straight, low = self._first(gathered, weight), self._first(gathered, a)
-            straight = straight + given[f"{name}_bias"]
+                straight = functional.linear(hidden, given[f"{name}_weight"], given[f"{name}_bias"])
+                low = functional.linear(hidden, adapter[f"{name}_a"])
+            else:
+                straight = gathered["first"] if weights is None else self._first(gathered, given)
+                low = self._project(gathered, adapter[f"{name}_a"])
             detour = functional.linear(low, adapter[f"{name}_b"])
             adapted = (straight + detour) * (1.0 + adapter[f"{name}_scale"]) + adapter[f"{name}_shift"]
             hidden = functional.silu(adapted)
@@ -250,15 +252,22 @@ class SharedModel(nn.Module):
         }
         return self.body(self.gather(rows), adapter)
 
-    def _first(self, gathered: Mapping[str, Tensor], weight: Tensor) -> Tensor:
-        """Multiply the two halves of the body's inputs by a matrix [outputs, inputs]: [..., outputs]."""
-        wide, narrow = weight[..., : self.shape.encoded], weight[..., self.shape.encoded :]
+    def _first(self, gathered: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        """The first layer without an adapter: [..., hidden[0]]."""
+        return self._project(gathered, weights["layer0_weight"]) + weights["layer0_bias"]
+
+    def _project(self, gathered: Mapping[str, Tensor], matrix: Tensor) -> Tensor:
+        """Multiply the body's inputs by a matrix [outputs, inputs]: [..., outputs].
+
+        In two halves, because the wide one needs no gradient for its inputs.
+        """
+        wide, narrow = matrix[..., : self.shape.encoded], matrix[..., self.shape.encoded :]
         return functional.linear(gathered["encoded"], wide) + functional.linear(gathered["vectors"], narrow)
 
     def _encoded(self, dense: Tensor) -> Tensor:
         """Standardised features and their pieces: [..., F] -> [..., F * (1 + bins)]."""
-        standard = ((dense - self.dense_mean) * self.dense_scale).clamp(-CLIP, CLIP)
-        pieces = ((dense.unsqueeze(-1) - self.bin_start) * self.bin_scale).clamp(0.0, 1.0)
+        standard = (dense - self.dense_mean).mul_(self.dense_scale).clamp_(-CLIP, CLIP)
+        pieces = (dense.unsqueeze(-1) - self.bin_start).mul_(self.bin_scale).clamp_(0.0, 1.0)
         return torch.cat([standard, pieces.flatten(-2)], dim=-1)
 
     def _lookup(self, index: Tensor, table: Tensor) -> Tensor:

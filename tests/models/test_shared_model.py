@@ -122,7 +122,7 @@ def test_the_body_takes_other_weights() -> None:
     with torch.no_grad():
         for name, weight in model.weights.items():
             weight.copy_(other[name])
-    torch.testing.assert_close(changed, model.body(gathered, zero))
+    torch.testing.assert_close(changed, model.body(model.gather(columns), zero))
 
 
 def test_a_shape_survives_json_and_refuses_sizes_that_make_no_model() -> None:
