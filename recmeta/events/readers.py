@@ -17,7 +17,6 @@ The raw table has these columns; where a source has none of the optional ones th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -25,7 +24,7 @@ import polars as pl
 
 from recmeta.contexts import Contexts, Source
 from recmeta.errors import InputError, NotFoundError, SchemaError
-from recmeta.events.schema import INSTANT
+from recmeta.events.schema import INSTANT, RawLog
 
 if TYPE_CHECKING:
     from recmeta.events.simulator import SimulatorSettings
@@ -37,18 +36,6 @@ CATEGORY_CONFIDENCE = 0.5
 
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z: later instants have no calendar date in Python
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-
-
-@dataclass(frozen=True)
-class RawLog:
-    """What a source holds, before any row is judged."""
-
-    rows: pl.DataFrame
-    items: pl.DataFrame | None
-    origin: str
-    """The source, for people: the reader's name and the file's."""
-    left_out: int = 0
-    """Rows that the publisher's layout says are no interaction of anybody."""
 
 
 def preset(source: str) -> Path | None:

@@ -6,6 +6,7 @@ never know where rows come from or where they go.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dataframely as dy
@@ -90,3 +91,15 @@ class Item(dy.Schema):
 
 INTERACTION_SCHEMA = Interaction.create_empty().schema
 ITEM_SCHEMA = Item.create_empty().schema
+
+
+@dataclass(frozen=True)
+class RawLog:
+    """What a source holds, before any row is judged."""
+
+    rows: pl.DataFrame
+    items: pl.DataFrame | None
+    origin: str
+    """The source, for people: the reader's name and the file's."""
+    left_out: int = 0
+    """Rows that the publisher's layout says are no interaction of anybody."""

@@ -22,8 +22,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from recmeta.events.readers import RawLog
-from recmeta.events.schema import ITEM_SCHEMA
+from recmeta.events.schema import ITEM_SCHEMA, RawLog
 
 TOPICS = (
     "astronomy", "cooking", "cycling", "economy", "film", "football",

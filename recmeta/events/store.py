@@ -22,11 +22,12 @@ from recmeta import artifacts
 from recmeta.contexts import Contexts, load_contexts
 from recmeta.errors import BusyError, ContextError, InputError, QuarantineError
 from recmeta.events.ledger import DAY, Interval, Ledger, midnight_after, midnight_before
-from recmeta.events.readers import RawLog, preset, read_source
+from recmeta.events.readers import preset, read_source
 from recmeta.events.schema import (
     INTERACTION_SCHEMA,
     ITEM_SCHEMA,
     Item,
+    RawLog,
     known_timestamp,
 )
 from recmeta.events.validation import REFUSAL_COLUMNS, judge

@@ -12,7 +12,8 @@ import pytest
 
 from recmeta.contexts import Contexts, load_contexts
 from recmeta.errors import InputError, NotFoundError, SchemaError
-from recmeta.events.readers import RawLog, preset, read_source
+from recmeta.events.readers import preset, read_source
+from recmeta.events.schema import RawLog
 
 Reader = Callable[..., RawLog]
 

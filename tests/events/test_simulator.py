@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from recmeta.events.readers import RawLog
+from recmeta.events.schema import RawLog
 from recmeta.events.simulator import TOPICS, SimulatorSettings, _World, examination, simulate
 
 SMALL = {"users": 40, "items": 80, "days": 6}
