@@ -105,13 +105,17 @@ def test_one_row_among_thousands_of_another_context_moves_little(model: SharedMo
     assert float(np.abs(moved).mean()) < 0.4  # logits here spread by more than 2
 
 
-def test_few_rows_move_an_adapter_less_than_many(model: SharedModel) -> None:
-    def size(rows: int) -> float:
-        own = ROWS.of_context(3).take(torch.arange(rows))
-        fit = adapt(model, own, LATER, [3], QUICK.model_copy(update={"adapt_rate": 3e-2}))[3]
-        return sum(float(tensor.square().sum()) for name, tensor in fit.tensors.items() if name[-2:] != "_a")
+def moved(model: SharedModel, rows: int, proximal: float) -> float:
+    """Squared length of context 3's adapter, fitted to that many rows."""
+    own = ROWS.of_context(3).take(torch.arange(rows))
+    given = SETTINGS.model_copy(update={"adapt_proximal": proximal})
+    fit = adapt(model, own, LATER, [3], given)[3]
+    return sum(float(tensor.square().sum()) for name, tensor in fit.tensors.items() if name[-2:] != "_a")
 
-    assert size(20) < size(800)
+
+def test_few_rows_move_an_adapter_less_than_many_and_a_stronger_pull_less_still(model: SharedModel) -> None:
+    assert moved(model, 20, 30.0) < 0.5 * moved(model, 800, 30.0)
+    assert moved(model, 20, 30.0) < 0.5 * moved(model, 20, 0.0)
 
 
 def test_a_context_that_stands_twice_is_refused(model: SharedModel) -> None:
