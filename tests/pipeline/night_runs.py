@@ -23,6 +23,7 @@ adapt_steps = 10
 
 [trees]
 rounds = 20
+refit_growth = 0.5
 
 [gate]
 resamples = 100

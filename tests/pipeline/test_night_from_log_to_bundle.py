@@ -12,7 +12,7 @@ from conftest import Copies
 from night_runs import FIRST, SECOND, SETTINGS, SMALL_LOG, champion, finish, nightly, start
 
 from recmeta.errors import InputError, IntervalError
-from recmeta.pipeline import ingest, run_night
+from recmeta.pipeline import ingest, plan_night, run_night
 from recmeta.settings import load_settings
 from recmeta.stages.night import Night
 
@@ -51,6 +51,25 @@ def test_the_next_night_is_measured_against_what_serves(first_night: Path, copy_
         assert "incumbent" in context["candidates"]
         assert context["serves"] == "incumbent" or context["promoted"]
     assert champion(workspace) == (report["version"] or before)
+
+
+def test_recent_trees_are_taken_along(first_night: Path, copy_of: Copies) -> None:
+    workspace = copy_of(first_night)
+    nightly(workspace, SECOND)
+    (done,) = workspace.glob("runs/20260630-*/challengers.json")
+    told = json.loads(done.read_text())
+    assert told["fitted"].startswith("20260629-")
+    for tree in done.parent.glob("trees/*.txt"):
+        assert tree.read_bytes() == (done.parent.parent / told["fitted"] / "trees" / tree.name).read_bytes()
+
+
+def test_a_planned_night_stays_what_it_was_when_more_is_ingested(log: Path, copy_of: Copies) -> None:
+    workspace = copy_of(log)
+    name = plan_night(workspace, FIRST)
+    assert plan_night(workspace, FIRST) == name
+    ingest(workspace, "simulator", **(SMALL_LOG | {"seed": 7}))
+    assert Night.plan(load_settings(workspace), name).folder.name == name
+    assert plan_night(workspace, FIRST) != name
 
 
 def test_a_night_costs_its_own_day_of_features_only(first_night: Path, copy_of: Copies) -> None:
