@@ -97,7 +97,7 @@ def test_rows_told_once_or_ten_times_end_in_the_same_bundle(first_night: Path, t
     [
         ("2099-01-01", IntervalError, "has not happened yet"),
         ("2026-06-29T12:00", IntervalError, "midnight"),
-        ("2020-01-01", IntervalError, ""),
+        ("2020-01-01", IntervalError, "interval"),
         ("yesterday", InputError, "expected a date"),
     ],
 )
