@@ -106,11 +106,12 @@ def run_stage(
     if stage not in STAGES:
         raise InputError(f"stage: expected one of {', '.join(STAGES)}, found {stage!r}")
     settings = load_settings(workspace, **overrides)
-    night = Night.plan(settings, until)
-    if stage not in SHARED_STATE:
-        return _run(night, stage, chunk, progress)
-    with workspace_lock(settings, wait=STAGE_WAIT):
-        return _run(night, stage, chunk, progress)
+    with _damage_is_named(settings):
+        night = Night.plan(settings, until)
+        if stage not in SHARED_STATE:
+            return _run(night, stage, chunk, progress)
+        with workspace_lock(settings, wait=STAGE_WAIT):
+            return _run(night, stage, chunk, progress)
 
 
 def plan_night(workspace: Path | str, until: datetime | str | None = None, **overrides: Any) -> str:
@@ -146,11 +147,12 @@ def run_night(
 
     Raises:
         BusyError: another run holds the workspace.
+        IntegrityError: a file of the workspace or of the champion is damaged; the text names it.
     """
     from recmeta.stages.night import Night, forget_rows
 
     settings = load_settings(workspace, **overrides)
-    with workspace_lock(settings):
+    with workspace_lock(settings), _damage_is_named(settings):
         artifacts.remove_leftovers(settings.workspace)
         night = Night.plan(settings, until)
         seconds = {}
@@ -170,8 +172,6 @@ def run_night(
 
 
 def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -> Report:
-    import polars
-
     from recmeta.stages import evaluate, learn, prepare, publish
 
     if stage == "adapt":
@@ -187,7 +187,24 @@ def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -
         "evaluate": evaluate.evaluate,
         "publish": publish.publish,
     }
+    return work[stage](night, progress)
+
+
+@contextmanager
+def _damage_is_named(settings: Settings) -> Iterator[None]:
+    """Turn a reader's error, which names no file, into one that names the damaged files of the workspace."""
+    import polars
+
     try:
-        return work[stage](night, progress)
+        yield
     except polars.exceptions.ComputeError as error:
-        raise IntegrityError(f"stage {stage}: a file of the workspace cannot be read: {error}") from error
+        damaged = []
+        for file in sorted(settings.workspace.rglob("*.parquet")):
+            try:
+                polars.read_parquet_schema(file)
+            except polars.exceptions.ComputeError:
+                damaged.append(str(file.relative_to(settings.workspace)))
+        named = ", ".join(damaged) or "no file whose schema is damaged"
+        raise IntegrityError(
+            f"{settings.workspace}: expected whole Parquet files, found {named}: {error}"
+        ) from error

@@ -50,7 +50,9 @@ def test_the_graph_with_an_adapter_is_the_adapted_model(model: SharedModel, fold
     )
     assert apart > 0.1, "another adapter is noticed"
     close = network_difference(model, folder / "graph.onnx", rows, adapter, folder / "one.onnx_adapter")
-    assert close < 1e-4
+    with torch.no_grad():
+        largest = float(model(**{name: rows[name] for name in COLUMNS}, adapter=adapter).abs().max())
+    assert close < 1e-6 * largest, "float32 has seven digits, and drawn weights make large logits"
 
 
 def test_an_adapter_of_zeros_is_the_shared_model_bit_for_bit(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import resource
-import time
 from pathlib import Path
 
-import polars as pl
 import pytest
 from conftest import Copies
 from night_runs import FIRST, SECOND, champion, finish, kill_when, nightly, start
 
 from recmeta.artifacts import TEMPORARY_SUFFIX
 from recmeta.errors import IntegrityError
+from recmeta.pipeline import run_night
 
 
 def leftovers(workspace: Path) -> list[Path]:
@@ -54,17 +53,12 @@ def test_a_second_night_killed_leaves_the_first_bundle_serving(first_night: Path
 
 def test_of_two_nights_at_once_one_works_and_the_other_says_so(log: Path, copy_of: Copies) -> None:
     workspace = copy_of(log)
-    one = start("nightly", "--workspace", workspace, "--until", FIRST, "--json")
-    while not (workspace / ".lock").exists():
-        assert one.poll() is None
-        time.sleep(0.01)
-    other = start("nightly", "--workspace", workspace, "--until", FIRST, "--json")
-    code, _, errors = finish(other)
-    assert code == 75
-    assert "another run holds" in errors
-    code, output, errors = finish(one)
-    assert code == 0, errors
+    nights = [start("nightly", "--workspace", workspace, "--until", FIRST, "--json") for _ in range(2)]
+    ended = sorted(finish(night) for night in nights)
+    assert [code for code, _, _ in ended] == [0, 75]
+    (_, output, _), (_, _, errors) = ended
     assert json.loads(output)["version"] == champion(workspace)
+    assert "another run holds" in errors
 
 
 def test_a_full_disk_ends_the_night_in_one_line_and_the_next_run_ends_the_same(
@@ -137,7 +131,5 @@ def test_a_damaged_log_is_refused_by_name(log: Path, copy_of: Copies) -> None:
     workspace = copy_of(log)
     month = sorted((workspace / "events").glob("*.parquet"))[0]
     month.write_bytes(month.read_bytes()[: month.stat().st_size // 2])
-    with pytest.raises((IntegrityError, pl.exceptions.ComputeError), match=r"[Pp]arquet"):
-        from recmeta.pipeline import run_night
-
+    with pytest.raises(IntegrityError, match=month.name):
         run_night(workspace, FIRST)
