@@ -23,18 +23,18 @@ def features(night: Night, progress: Progress | None) -> dict[str, Any]:
 
 def labels(night: Night, progress: Progress | None) -> dict[str, Any]:
     """Label the decisions whose outcome is known at the night's end."""
-    return {"rows": build_labels(night.settings, night.contexts, night.until)}
+    return {"rows": build_labels(night.settings, night.contexts, night.until, progress=progress)}
 
 
 def rows(night: Night, progress: Progress | None) -> dict[str, Any]:
     """Join each labelled decision to the features of its instant."""
-    return {"rows": build_rows(night.settings, night.contexts, night.until)}
+    return {"rows": build_rows(night.settings, night.contexts, night.until, progress)}
 
 
 def materialize(night: Night, progress: Progress | None) -> dict[str, Any]:
     """Bring Feast's online store up to the night's end."""
     from recmeta.features.feast_store import FeatureStore
 
-    store = FeatureStore(night.settings, night.contexts)
-    store.apply()
-    return store.materialize(night.until)
+    with FeatureStore(night.settings, night.contexts) as store:
+        store.apply()
+        return store.materialize(night.until, progress)

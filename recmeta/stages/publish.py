@@ -43,10 +43,8 @@ def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
     """Publish and promote what the gates let pass; where that is nothing, say why and change nothing."""
     store = BundleStore(night.settings.bundles_folder)
     done = night.folder / "publish.json"
-    if done.exists():
+    if done.exists():  # written after promotion: what was rolled back since is not promoted again
         report: dict[str, Any] = dict(artifacts.read_json(done))
-        if report["version"] is not None:
-            store.promote(report["version"], night.parent)
         return {**report, "champion": store.champion_version()}
     decided = artifacts.read_json(night.folder / "evaluate.json")
     parent = None if night.parent is None else store.open(night.parent)

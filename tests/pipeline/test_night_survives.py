@@ -117,6 +117,18 @@ def test_rollback_brings_the_earlier_bundle_back(first_night: Path, copy_of: Cop
     assert json.loads(output)["champion"] == before == champion(workspace)
 
 
+def test_a_night_run_again_does_not_undo_a_rollback(first_night: Path, copy_of: Copies) -> None:
+    from recmeta.bundle.store import BundleStore
+
+    workspace = copy_of(first_night)
+    store = BundleStore(workspace / "bundles")
+    bundle = store.open(str(champion(workspace)))
+    other = store.publish(bundle.manifest.model_copy(update={"seed": 99, "files": {}}), copied(bundle.folder))
+    store.promote(other, bundle.version)
+    report = nightly(workspace, FIRST)
+    assert report["champion"] == other == champion(workspace)
+
+
 def copied(folder: Path) -> Path:
     """The bundle's files without its manifest, in a folder of their own."""
     import shutil
