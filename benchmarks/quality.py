@@ -77,8 +77,8 @@ def table(nights: list[Evaluation], arguments: argparse.Namespace) -> str:
         f"# Quality on {arguments.source}",
         "",
         f"`python benchmarks/quality.py --source {arguments.source} PATH --seeds {arguments.seeds}`; "
-        "test = the last fifth of time, never looked at before. Mean over seeds ± deviation over seeds, "
-        "[95 % bootstrap interval by user].",
+        "test = the last fifth of time, on which no setting was chosen. Mean over seeds ± deviation over "
+        "seeds, [95 % bootstrap interval by user].",
     ]
     for metric, title in METRICS.items():
         lines += ["", f"## {title}", "", "| context | " + " | ".join(CANDIDATES) + " |"]
