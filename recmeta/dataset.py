@@ -21,6 +21,7 @@ from recmeta.contexts import Contexts
 from recmeta.episodes.rows import Rows
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
+from recmeta.events.ledger import midnight_before
 from recmeta.features.training_rows import load_rows
 from recmeta.settings import Settings, SplitSettings
 
@@ -139,8 +140,7 @@ def load_frames(settings: Settings, contexts: Contexts, until: datetime) -> Fram
     table = table.drop("dense")
     first = table["event_timestamp"].min()
     assert isinstance(first, datetime)  # noqa: S101  (the column is a datetime and not empty)
-    midnight = first.replace(hour=0, minute=0, second=0, microsecond=0)
-    split = split_times(midnight, until, settings.split)
+    split = split_times(midnight_before(first), until, settings.split)
     window = pl.col("context").replace_strict(
         {context.name: context.outcome_window for context in contexts.declared()},
         return_dtype=pl.Duration("us"),

@@ -7,9 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from recmeta.errors import InputError
-
-LONGEST_ID = 256
-"""Bytes; the same bound as the interaction table has."""
+from recmeta.events.schema import LONGEST_ID
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from recmeta.bundle.store import BundleStore
 from recmeta.contexts import Contexts, load_contexts
 from recmeta.dataset import Frames, Part, Vocabularies, load_frames, tensors
 from recmeta.errors import InputError, IntervalError
-from recmeta.events.ledger import Interval, check_interval
+from recmeta.events.ledger import Interval, check_interval, midnight_before
 from recmeta.events.store import event_span, read_items, scan_events
 from recmeta.serving.catalogue import catalogue_table
 from recmeta.settings import Settings
@@ -71,7 +71,7 @@ class Night:
         if span is None:
             raise InputError(f"{settings.workspace} holds no interactions; run `recmeta ingest` first")
         now = datetime.now(UTC)
-        end = min(span.end, _midnight(now)) if until is None else parse_until(until)
+        end = min(span.end, midnight_before(now)) if until is None else parse_until(until)
         check_interval(Interval(span.start, end), now)
         inputs = artifacts.digest_of(
             __version__,
@@ -94,10 +94,6 @@ class Night:
         return cls(settings, contexts, datetime.fromisoformat(plan["until"]), folder, plan["parent"])
 
 
-def _midnight(instant: datetime) -> datetime:
-    return instant.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
 def parse_until(value: datetime | str) -> datetime:
     """Read a night's end: a date or a midnight, UTC.
 
@@ -112,7 +108,7 @@ def parse_until(value: datetime | str) -> datetime:
             raise InputError(f"until: expected a date such as 2026-06-30, found {value!r}") from error
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
-    if value != _midnight(value):
+    if value != midnight_before(value):
         raise IntervalError(
             f"until: expected a midnight, UTC, because nights are whole days; found {value.isoformat()}"
         )
