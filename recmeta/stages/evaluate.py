@@ -29,9 +29,8 @@ from recmeta.models.shared import SharedModel
 from recmeta.serving.scorer import Scorer
 from recmeta.stages.candidates import Candidate, blended, calibrated, scored
 from recmeta.stages.learn import feature_space
-from recmeta.stages.night import Night, labelled_rows, labelled_tensors
+from recmeta.stages.night import Night, Progress, labelled_rows, labelled_tensors
 
-Progress = Callable[[str, int, int], None]
 Floats = npt.NDArray[np.float64]
 Scores = TypeVar("Scores")
 

@@ -5,7 +5,6 @@ All of it goes to the night's own folder. This module must never look at a test 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,8 @@ from recmeta.evaluation.baselines import fit_trees
 from recmeta.features.assembly import FeatureSpace
 from recmeta.model_folder import load_model
 from recmeta.models.shared import ModelShape
-from recmeta.stages.night import Night, catalogue, labelled_rows, labelled_tensors
+from recmeta.stages.night import Night, Progress, catalogue, labelled_rows, labelled_tensors
 from recmeta.training import train as meta_train
-
-Progress = Callable[[str, int, int], None]
 
 
 def feature_space(night: Night) -> FeatureSpace:

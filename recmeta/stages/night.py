@@ -7,6 +7,7 @@ This module must never fit, judge or publish anything.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,6 +24,9 @@ from recmeta.events.ledger import Interval, check_interval, midnight_before
 from recmeta.events.store import event_span, read_items, scan_events
 from recmeta.serving.catalogue import catalogue_table
 from recmeta.settings import Settings
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total) while a stage works."""
 
 NIGHT_NAME = re.compile(r"^\d{8}-[0-9a-f]{12}$")
 """A night's folder: its end, and the start of the digest of its inputs."""

@@ -5,15 +5,12 @@ They must never know a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from recmeta.events.labels import build_labels
 from recmeta.features.build import build_features
 from recmeta.features.training_rows import build_rows
-from recmeta.stages.night import Night
-
-Progress = Callable[[str, int, int], None]
+from recmeta.stages.night import Night, Progress
 
 
 def features(night: Night, progress: Progress | None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ quality: the gates did, and it only adds what can be known after export (parity)
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ from recmeta.model_folder import load_model
 from recmeta.models.shared import SharedModel
 from recmeta.serving.catalogue import CATALOGUE
 from recmeta.stages.learn import feature_space
-from recmeta.stages.night import Night, catalogue, labelled_tensors
-
-Progress = Callable[[str, int, int], None]
+from recmeta.stages.night import Night, Progress, catalogue, labelled_tensors
 
 PARITY_ROWS = 2_000
 """Test rows of a context on which exported files are compared with the models they came from."""
