@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from recmeta.artifacts import read_json, replacing, write_json
 from recmeta.errors import SchemaError
-from recmeta.models.shared import TABLES, ModelShape, SharedModel
+from recmeta.models.shared import ModelShape, SharedModel
 
 
 def save_model(model: SharedModel, folder: Path, report: Mapping[str, Any] | None = None) -> None:
@@ -58,7 +58,7 @@ def start_from(model: SharedModel, earlier: SharedModel) -> None:
     fresh = {name: getattr(model, name).clone() for name in encodings}
     for name, value in model.state_dict().items():
         before = earlier.state_dict()[name]
-        if name in TABLES:
+        if name in model.tables:
             value[:] = before[0]
         value[: len(before)] = before
     never_varied = earlier.dense_scale == 0  # a feature that came alive since: nothing was learnt of it

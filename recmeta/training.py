@@ -30,11 +30,11 @@ from recmeta.episodes.rows import Rows
 from recmeta.episodes.sampler import EpisodeSampler, MetaBatch
 from recmeta.errors import SchemaError
 from recmeta.later_data import LaterData, Progress, context_losses
-from recmeta.meta.interface import MetaLearner
+from recmeta.meta.interface import MetaLearner, Options, Problem
 from recmeta.meta.registry import get_meta_learner
 from recmeta.model_folder import load_model, save_model, start_from
 from recmeta.models.prediction import log_loss
-from recmeta.models.shared import ID_TABLES, TABLES, ModelShape, SharedModel
+from recmeta.models.shared import ID_TABLES, ModelShape, SharedModel
 from recmeta.settings import TrainingSettings
 
 WARM_UP = 50
@@ -75,6 +75,8 @@ class MetaTraining(LightningModule):
         self.settings = settings
         self.steps = steps
         self.start = model.starting_adapter(settings.seed)
+        self.problem = Problem(loss=self._loss)
+        learner.prepare(self.problem, self.start)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """Make one step of the outer loop. All randomness comes from (seed, step)."""
@@ -84,7 +86,9 @@ class MetaTraining(LightningModule):
             self.model.gather(self._hide_ids(batch["support"], draw)) if self.learner.uses_support else {}
         )
         query = self.model.gather(self._hide_ids(batch["query"], draw))
-        meta_loss = self.learner.meta_loss(self._loss, self.start, support, query | self._masks(query, draw))
+        losses = self.learner.meta_losses(
+            self.problem, self.start, support, query | self._masks(query, draw), generator=draw
+        )
         penalty = self.settings.table_decay * query["size"].mean()
         both = self.optimizers()
         assert isinstance(both, list)  # noqa: S101  (configure_optimizers gives two)
@@ -92,7 +96,7 @@ class MetaTraining(LightningModule):
         self._set_rates(step, dense, tables)
         dense.zero_grad()
         tables.zero_grad()
-        self.manual_backward(meta_loss + penalty)
+        self.manual_backward(losses.mean() + penalty)
         tables.optimizer.step()  # not through Lightning, which would count a second global step
         dense.step()
         self._follow(step)
@@ -105,7 +109,7 @@ class MetaTraining(LightningModule):
                 "params": [getattr(self.model, name)],
                 "lr": settings.table_rate if name in ID_TABLES else settings.rate,
             }
-            for name in TABLES
+            for name in self.model.tables
         ]
         return [
             torch.optim.AdamW(
@@ -153,7 +157,7 @@ class MetaTraining(LightningModule):
     @torch.no_grad()
     def follow_tables(self) -> None:
         """Bring the tables of ``averaged`` up to date: before a look, because it reads whole tables."""
-        for name in TABLES:
+        for name in self.model.tables:
             getattr(self.averaged, name).copy_(getattr(self.model, name))
 
 
@@ -190,7 +194,7 @@ def train(
     for part, rows in (("training", training), ("validation", validation)):
         _check_fit(part, rows.check(), shape)
     learner = get_meta_learner(
-        settings.meta_learner, inner_steps=settings.inner_steps, inner_rate=settings.inner_rate
+        settings.meta_learner, Options(inner_steps=settings.inner_steps, inner_rate=settings.inner_rate)
     )
     steps = settings.max_steps if warm_from is None else settings.warm_steps
     sampler = EpisodeSampler(

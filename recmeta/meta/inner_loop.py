@@ -5,49 +5,87 @@ This module knows gradients; it must never know what the weights or the data mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from recmeta.meta.interface import Data, LossFunction, Weights
+from recmeta.meta.interface import Data, Problem, Weights
+
+Rates = float | Mapping[str, Tensor]
+"""One rate, or one for each number of each weight."""
 
 
 def descend(
-    loss: LossFunction, weights: Weights, support: Data, *, steps: int, rate: float
-) -> dict[str, Tensor]:
-    """Take ``steps`` SGD steps from ``weights`` on each task of ``support`` at once: [tasks, ...].
+    problem: Problem,
+    weights: Weights,
+    support: Data,
+    *,
+    steps: int,
+    rate: Rates,
+    second_order: bool,
+) -> list[dict[str, Tensor]]:
+    """Return each task's weights after SGD step 1, 2, ..., ``steps`` on its support data: [tasks, ...].
 
-    Differentiable in ``weights`` and in all that ``loss`` closes over, through every step (Finn et
-    al. 2017, the inner update). All tasks run in one program (vmap), none in a Python loop.
+    ``fast_k = fast_(k-1) - rate * gradient of loss(fast_(k-1), support)``, from ``fast_0 = weights``
+    (Finn et al. 2017, the inner update). All tasks run in one program (vmap), none in a Python loop.
+    The result is differentiable in ``weights``, ``rate`` and, in second order, in all that the loss
+    closes over. In first order the gradients on the way count as constants.
     """
-    gradient = grad(loss)
+    if second_order:
+        return _descend_exactly(problem, weights, support, steps, rate)
+    # torch.func.grad heeds a no_grad inside the loss and not the one around it. So under no_grad the
+    # steps themselves are exact, while no graph is kept for the outer loop.
+    with torch.no_grad():
+        sums = _gradient_sums(problem, weights, support, steps, rate)
+    return [
+        {name: value - _rate(rate, name) * total[name] for name, value in weights.items()} for total in sums
+    ]
 
-    def one_task(data: Data) -> dict[str, Tensor]:
-        fast = dict(weights)
+
+def _descend_exactly(
+    problem: Problem, weights: Weights, support: Data, steps: int, rate: Rates
+) -> list[dict[str, Tensor]]:
+    gradient = grad(problem.loss)
+
+    def one_task(start: dict[str, Tensor], data: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        path = [start]
+        for _ in range(steps):
+            slopes = gradient(path[-1], data)
+            path.append({name: value - _rate(rate, name) * slopes[name] for name, value in path[-1].items()})
+        return path[1:]
+
+    path: list[dict[str, Tensor]] = vmap(one_task, in_dims=(_axes(problem, weights), 0))(
+        dict(weights), dict(support)
+    )
+    return path
+
+
+def _gradient_sums(
+    problem: Problem, weights: Weights, support: Data, steps: int, rate: Rates
+) -> list[dict[str, Tensor]]:
+    """Sum of the gradients met until step 1, 2, ...: where a path is, apart from its start and its rate."""
+    gradient = grad(problem.loss)
+
+    def one_task(start: dict[str, Tensor], data: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        sums: list[dict[str, Tensor]] = []
+        fast = start
         for _ in range(steps):
             slopes = gradient(fast, data)
-            fast = {name: value - rate * slopes[name] for name, value in fast.items()}
-        return fast
+            sums.append({name: slopes[name] + sums[-1][name] if sums else slopes[name] for name in start})
+            fast = {name: value - _rate(rate, name) * slopes[name] for name, value in fast.items()}
+        return sums
 
-    stacked: dict[str, Tensor] = vmap(one_task)(dict(support))
-    return stacked
-
-
-def descend_first_order(
-    loss: LossFunction, weights: Weights, support: Data, *, steps: int, rate: float
-) -> dict[str, Tensor]:
-    """Do as `descend`, but treat the steps as constants: the result's derivative in ``weights`` is 1.
-
-    ``torch.func.grad`` heeds a ``no_grad`` inside the loss and not the one around it. So under
-    ``no_grad`` the steps themselves are exact, while no graph is kept for the outer loop.
-    """
-    with torch.no_grad():
-        fast = descend(loss, weights, support, steps=steps, rate=rate)
-        moved = {name: value - weights[name] for name, value in fast.items()}
-    return {name: weights[name] + moved[name] for name in moved}
+    sums: list[dict[str, Tensor]] = vmap(one_task, in_dims=(_axes(problem, weights), 0))(
+        dict(weights), dict(support)
+    )
+    return sums
 
 
-def mean_over_tasks(loss: LossFunction, fast: Weights, query: Data) -> Tensor:
-    """Return the mean over tasks of each task's loss under its own fast weights."""
-    losses: Tensor = vmap(loss)(dict(fast), dict(query))
-    return losses.mean()
+def _axes(problem: Problem, weights: Weights) -> dict[str, int | None]:
+    return {name: 0 if name in problem.per_task else None for name in weights}
+
+
+def _rate(rate: Rates, name: str) -> float | Tensor:
+    return rate if isinstance(rate, float) else rate[name]

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
-from torch.func import vmap
 
-from recmeta.meta.interface import Data, LossFunction, MetaLearner, Weights
+from recmeta.meta.interface import (
+    Data,
+    MetaLearner,
+    Problem,
+    Weights,
+    count_tasks,
+    for_each_task,
+    losses_at,
+)
 
 
 class Joint(MetaLearner):
     """Learn one set of weights that is good for all tasks as they are: multi-task learning.
 
     ``min over θ of mean over tasks of loss(θ, query)``. Adaptation, where it is wanted, is left to
-    whoever uses the weights.
+    whoever uses the weights: joint training followed by adaptation is fine-tuning.
     """
 
     name: ClassVar[str] = "joint"
 
-    def __init__(self, *, inner_steps: int = 0, inner_rate: float = 0.1) -> None:
-        """Take the arguments of every meta-learner and make no inner step."""
-        super().__init__(inner_steps=inner_steps, inner_rate=inner_rate)
-        self.inner_steps = 0
+    @property
+    def uses_support(self) -> bool:
+        """Never: all rows are query rows."""
+        return False
 
-    def meta_loss(self, loss: LossFunction, weights: Weights, support: Data, query: Data) -> Tensor:
-        """Return the mean over tasks of the loss at ``weights``; ``support`` is not read."""
-        losses: Tensor = vmap(loss, in_dims=(None, 0))(dict(weights), dict(query))
-        return losses.mean()
+    def meta_losses(
+        self,
+        problem: Problem,
+        weights: Weights,
+        support: Data,
+        query: Data,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return each task's loss at ``weights``; ``support`` is not read."""
+        return losses_at(problem, weights, query)
 
-    def adapt(self, loss: LossFunction, weights: Weights, support: Data) -> dict[str, Tensor]:
+    def adapt(self, problem: Problem, weights: Weights, support: Data) -> dict[str, Tensor]:
         """Return ``weights`` once for each task."""
-        tasks = next(iter(support.values())).shape[0]
-        return {name: value.expand(tasks, *value.shape) for name, value in weights.items()}
+        return for_each_task(problem, weights, count_tasks(support))

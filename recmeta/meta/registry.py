@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from recmeta.errors import InputError
+from recmeta.meta.anil import Anil
 from recmeta.meta.first_order_maml import FirstOrderMaml
-from recmeta.meta.interface import MetaLearner
+from recmeta.meta.interface import MetaLearner, Options
 from recmeta.meta.joint import Joint
+from recmeta.meta.maml import Maml
+from recmeta.meta.meta_sgd import MetaSgd
+from recmeta.meta.reptile import Reptile
 
-META_LEARNERS: dict[str, type[MetaLearner]] = {learner.name: learner for learner in (FirstOrderMaml, Joint)}
+META_LEARNERS: dict[str, type[MetaLearner]] = {
+    learner.name: learner
+    for learner in (
+        Joint,
+        Maml,
+        FirstOrderMaml,
+        Anil,
+        MetaSgd,
+        Reptile,
+    )
+}
 
 
-def get_meta_learner(name: str, *, inner_steps: int, inner_rate: float) -> MetaLearner:
+def get_meta_learner(name: str, options: Options | None = None) -> MetaLearner:
     """Return the meta-learner of that name.
 
     Raises:
@@ -18,4 +32,4 @@ def get_meta_learner(name: str, *, inner_steps: int, inner_rate: float) -> MetaL
     """
     if name not in META_LEARNERS:
         raise InputError(f"unknown meta-learner {name!r}; there are {', '.join(META_LEARNERS)}")
-    return META_LEARNERS[name](inner_steps=inner_steps, inner_rate=inner_rate)
+    return META_LEARNERS[name](options)

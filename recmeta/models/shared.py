@@ -122,6 +122,11 @@ class SharedModel(nn.Module):
         )
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the parameters that are looked up by index; their gradients are sparse."""
+        return TABLES
+
+    @property
     def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the adapter tensors of this model."""
         return adapter_shapes(self.shape.inputs, self.shape.hidden, self.shape.rank)

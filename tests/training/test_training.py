@@ -20,7 +20,7 @@ from recmeta.later_data import Progress, context_losses
 from recmeta.meta.registry import META_LEARNERS, get_meta_learner
 from recmeta.model_folder import load_model
 from recmeta.models.prediction import predict_logits
-from recmeta.models.shared import TABLES, SharedModel
+from recmeta.models.shared import SharedModel
 from recmeta.settings import TrainingSettings
 from recmeta.training import MetaTraining, TrainingReport, train
 
@@ -115,7 +115,7 @@ def test_a_parameter_that_received_no_gradient_does_not_move() -> None:
     given = settings(unknown_share=0.0, max_steps=5)
     model = SharedModel(SHAPE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    module = MetaTraining(model, get_meta_learner("joint", inner_steps=0, inner_rate=0.1), given, steps=5)
+    module = MetaTraining(model, get_meta_learner("joint"), given, steps=5)
     sampler = EpisodeSampler(rows, tasks=4, support=0, query=32, steps=5, seed=0)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with pytest.warns(FutureWarning, match="LeafSpec"):
@@ -218,4 +218,4 @@ def test_a_saved_model_scores_as_before_and_its_file_holds_the_shape(tmp_path: P
     np.testing.assert_array_equal(predict_logits(model, LATER), predict_logits(load_model(tmp_path), LATER))
     assert predict_logits(model, make_rows({})).shape == (0,)
     assert read_json(tmp_path / "model.json")["shape"] == SHAPE.to_json()
-    assert all(getattr(model, name).abs().sum() > 0 for name in TABLES)
+    assert all(getattr(model, name).abs().sum() > 0 for name in model.tables)
