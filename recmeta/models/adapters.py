@@ -22,8 +22,17 @@ Adapter = dict[str, Tensor]
 """Tensors by name, in the order of `adapter_shapes`; a stacked adapter has a leading axis of contexts."""
 
 
-def adapter_shapes(inputs: int, hidden: Sequence[int], rank: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each adapter tensor of a scorer ``inputs -> hidden[0] -> ... -> 1``."""
+def adapter_shapes(
+    inputs: int, hidden: Sequence[int], rank: int, *, outputs: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each adapter tensor of a scorer.
+
+    Args:
+        inputs: width of what ``layer0`` reads.
+        hidden: outputs of each adapted layer.
+        rank: rows of each ``A``.
+        outputs: width of what the head reads; ``hidden[-1]`` unless a backbone ends otherwise.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     width = inputs
     for layer, size in enumerate(hidden):
@@ -32,7 +41,7 @@ def adapter_shapes(inputs: int, hidden: Sequence[int], rank: int) -> dict[str, t
         shapes[f"layer{layer}_scale"] = (size,)
         shapes[f"layer{layer}_shift"] = (size,)
         width = size
-    shapes["head_weight"] = (width,)
+    shapes["head_weight"] = (outputs,)
     shapes["head_bias"] = (1,)
     return shapes
 

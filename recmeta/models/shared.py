@@ -1,9 +1,9 @@
 """The shared user model: what all contexts have in common, and where an adapter plugs in.
 
 A row's score is computed in two halves. `SharedModel.gather` does every table lookup and every
-computation that has no dense weight; `SharedModel.body` is a small multilayer perceptron over what
-was gathered. Inner loops and adapters touch the body only, so that their cost does not depend on
-the vocabulary (Raghu et al. 2020 found that little is lost by it).
+computation that no inner step changes; `SharedModel.body` is a small network, one of the backbones,
+over what was gathered. Inner loops and adapters touch the body only, so that their cost does not depend
+on the vocabulary (Raghu et al. 2020 found that little is lost by it).
 
 An unknown id has index 0, a row that is trained by hiding known ids: an unknown item is its
 categories, an unknown user is their history and counters. This module must never know where its
@@ -12,6 +12,7 @@ tensors come from or how it is trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from recmeta.errors import SchemaError
 from recmeta.models.adapters import Adapter, adapter_shapes, starting_adapter, zero_adapter
+from recmeta.models.backbones.registry import BACKBONES
 
 CLIP = 5.0
 """Standardised features are cut at five deviations: a counter never seen so large must not extrapolate."""
@@ -54,10 +56,17 @@ class ModelShape:
     rank: int = 4
     bins: int = 4
     """Pieces into which each dense feature is cut; see `SharedModel.learn_scales`."""
+    backbone: str = "mlp"
+    """What stands between the inputs and the head: a name in `BACKBONES`."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no model."""
+        if self.backbone not in BACKBONES:
+            raise SchemaError(
+                f"model shape, backbone: expected one of {sorted(BACKBONES)}, found {self.backbone!r}"
+            )
         numbers = {**asdict(self), "hidden": min(self.hidden, default=0)}
+        del numbers["backbone"]
         for name, value in numbers.items():
             least = 0 if name in ("features", "bins") else 1
             if value < least:
@@ -70,8 +79,13 @@ class ModelShape:
 
     @property
     def inputs(self) -> int:
-        """Width of what the body reads: encoded features, five vectors, three scalars, the context."""
-        return self.encoded + 5 * self.embedding_size + 3 + self.context_size
+        """Width of what the body reads: the encoded features and `vectors`."""
+        return self.encoded + self.vectors
+
+    @property
+    def vectors(self) -> int:
+        """Width of user, item, history, user * item, history * item, three scalars and the context."""
+        return 5 * self.embedding_size + 3 + self.context_size
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -79,12 +93,12 @@ class ModelShape:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelShape:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; what an earlier version did not know yet has its default."""
         return cls(**{**values, "hidden": tuple(values["hidden"])})
 
 
 class SharedModel(nn.Module):
-    """Scores rows: embeddings, history and dense features through a perceptron to one logit a row."""
+    """Scores rows: embeddings, history and dense features through a backbone to one logit a row."""
 
     dense_mean: Tensor
     dense_scale: Tensor
@@ -96,22 +110,20 @@ class SharedModel(nn.Module):
         """Draw the initial weights from torch's global generator; seed it for the same model."""
         super().__init__()
         self.shape = shape
+        self.backbone = BACKBONES[shape.backbone](shape)
         size = shape.embedding_size
         self.user_table = _table(shape.users, size)
         self.item_table = _table(shape.items, size)
         self.category_table = _table(shape.categories, size)
         self.context_table = _table(shape.contexts, shape.context_size)
-        self.context_head = nn.Parameter(torch.zeros(shape.contexts, shape.hidden[-1] + 1))
+        self.context_head = nn.Parameter(torch.zeros(shape.contexts, self.backbone.outputs + 1))
         """Per context, what is added to the last layer's weights and bias."""
-        self.weights = nn.ParameterDict()
-        width = shape.inputs
-        for layer, outputs in enumerate(shape.hidden):
-            self.weights[f"layer{layer}_weight"] = nn.Parameter(
-                torch.randn(outputs, width) * (2.0 / width) ** 0.5
-            )
-            self.weights[f"layer{layer}_bias"] = nn.Parameter(torch.zeros(outputs))
-            width = outputs
-        self.weights["head_weight"] = nn.Parameter(torch.zeros(width))
+        own = sum(math.prod(piece) for piece in self.backbone.context_shapes.values())
+        if own:
+            self.context_weights = nn.Parameter(torch.zeros(shape.contexts, own))
+            """Per context, the backbone's `context_shapes`, one after the other."""
+        self.weights = nn.ParameterDict(self.backbone.initial_weights())
+        self.weights["head_weight"] = nn.Parameter(torch.zeros(self.backbone.outputs))
         self.weights["head_bias"] = nn.Parameter(torch.zeros(1))
         self.register_buffer("dense_mean", torch.zeros(shape.features))
         self.register_buffer("dense_scale", torch.ones(shape.features))
@@ -124,12 +136,13 @@ class SharedModel(nn.Module):
     @property
     def tables(self) -> tuple[str, ...]:
         """Names of the parameters that are looked up by index; their gradients are sparse."""
-        return TABLES
+        return (*TABLES, "context_weights") if self.backbone.context_shapes else TABLES
 
     @property
     def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the adapter tensors of this model."""
-        return adapter_shapes(self.shape.inputs, self.shape.hidden, self.shape.rank)
+        shape = self.shape
+        return adapter_shapes(shape.inputs, shape.hidden, shape.rank, outputs=self.backbone.outputs)
 
     def zero_adapter(self) -> Adapter:
         """Return the adapter with which `forward` is the shared model itself."""
@@ -176,11 +189,11 @@ class SharedModel(nn.Module):
     def gather(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do all lookups for rows with any leading axes; columns as in ``Rows``.
 
-        Returns ``encoded`` [..., encoded] and ``vectors`` [..., inputs - encoded], which together are the
-        body's inputs; ``first`` [..., hidden[0]], the first layer of the shared model, which no inner step
-        changes; ``head`` [..., hidden[-1]] and ``offset`` [...]; where they were among the rows,
-        ``label`` and ``weight`` unchanged; and in training ``size`` [...], the sum of squares of the
-        vectors that a row looked up by its own ids, for a penalty.
+        Returns ``encoded`` [..., encoded] and ``vectors`` [..., vectors], which together are the body's
+        inputs; ``head`` [..., outputs] and ``offset`` [...], the context's own share of the head; what else
+        the backbone has of each context's own, and what it prepares, which no inner step on an adapter
+        changes; where they were among the rows, ``label`` and ``weight`` unchanged; and in training ``size``
+        [...], the sum of squares of what a row looked up by its own ids, for a penalty.
         """
         user = self._lookup(rows["user"], self.user_table)
         identity = self._lookup(rows["item"], self.item_table)
@@ -197,9 +210,17 @@ class SharedModel(nn.Module):
             "head": head[..., :-1],
             "offset": head[..., -1],
         }
-        gathered["first"] = self._first(gathered, cast(Mapping[str, Tensor], self.weights))
         if self.training:
             gathered["size"] = user.square().sum(-1) + identity.square().sum(-1) + head.square().sum(-1)
+        shapes = self.backbone.context_shapes
+        if shapes:
+            own = self._lookup(rows["context"], self.context_weights)
+            pieces = torch.split(own, [math.prod(piece) for piece in shapes.values()], dim=-1)
+            for (name, piece), found in zip(shapes.items(), pieces, strict=True):
+                gathered[name] = torch.unflatten(found, -1, piece)
+            if self.training:
+                gathered["size"] = gathered["size"] + own.square().sum(-1)
+        gathered |= self.backbone.prepare(gathered, self._own_weights)
         return gathered | {name: rows[name] for name in ("label", "weight") if name in rows}
 
     def body(
@@ -213,23 +234,26 @@ class SharedModel(nn.Module):
         ``mask0``, ``mask1``, ... [..., hidden[i]] among what was gathered multiply the hidden layers:
         dropout, drawn beforehand.
         """
-        given = cast(Mapping[str, Tensor], self.weights) if weights is None else weights
-        hidden = torch.empty(0)
-        for layer in range(len(self.shape.hidden)):
-            name = f"layer{layer}"
-            if layer:
-                straight = functional.linear(hidden, given[f"{name}_weight"], given[f"{name}_bias"])
-                low = functional.linear(hidden, adapter[f"{name}_a"])
-            else:
-                straight = gathered["first"] if weights is None else self._first(gathered, given)
-                low = self._project(gathered, adapter[f"{name}_a"])
-            detour = functional.linear(low, adapter[f"{name}_b"])
-            adapted = (straight + detour) * (1.0 + adapter[f"{name}_scale"]) + adapter[f"{name}_shift"]
-            hidden = functional.silu(adapted)
-            if f"mask{layer}" in gathered:
-                hidden = hidden * gathered[f"mask{layer}"]
-        head = given["head_weight"] + adapter["head_weight"] + gathered["head"]
-        return (hidden * head).sum(-1) + given["head_bias"] + adapter["head_bias"] + gathered["offset"]
+        hidden, scores = self.embed(gathered, adapter, weights)
+        return (hidden * adapter["head_weight"]).sum(-1) + adapter["head_bias"] + scores
+
+    def embed(
+        self,
+        gathered: Mapping[str, Tensor],
+        adapter: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the adapter's head reads, [..., outputs], and the logits [...] without that head.
+
+        `body` is ``(hidden * head_weight).sum(-1) + head_bias + scores``, in the adapter's tensors.
+        """
+        given = self._own_weights if weights is None else weights
+        if weights is not None:
+            gathered = {**gathered, **self.backbone.prepare(gathered, weights)}
+        hidden = self.backbone.hidden(gathered, adapter, given)
+        head = given["head_weight"] + gathered["head"]
+        scores = (hidden * head).sum(-1) + given["head_bias"] + gathered["offset"]
+        return hidden, scores + gathered["wide"] if "wide" in gathered else scores
 
     def forward(
         self,
@@ -257,17 +281,9 @@ class SharedModel(nn.Module):
         }
         return self.body(self.gather(rows), adapter)
 
-    def _first(self, gathered: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        """The first layer without an adapter: [..., hidden[0]]."""
-        return self._project(gathered, weights["layer0_weight"]) + weights["layer0_bias"]
-
-    def _project(self, gathered: Mapping[str, Tensor], matrix: Tensor) -> Tensor:
-        """Multiply the body's inputs by a matrix [outputs, inputs]: [..., outputs].
-
-        In two halves, because the wide one needs no gradient for its inputs.
-        """
-        wide, narrow = matrix[..., : self.shape.encoded], matrix[..., self.shape.encoded :]
-        return functional.linear(gathered["encoded"], wide) + functional.linear(gathered["vectors"], narrow)
+    @property
+    def _own_weights(self) -> Mapping[str, Tensor]:
+        return cast(Mapping[str, Tensor], self.weights)
 
     def _encoded(self, dense: Tensor) -> Tensor:
         """Standardised features and their pieces: [..., F] -> [..., F * (1 + bins)]."""
@@ -284,13 +300,13 @@ class SharedModel(nn.Module):
 
     def _content(self, categories: Tensor) -> Tensor:
         """Mean vector of the known categories, zero without any: [..., K] -> [..., d]."""
-        known = (categories > 0).to(torch.float32)
+        known = (categories > 0).to(self.category_table.dtype)
         vectors = self._lookup(categories, self.category_table) * known.unsqueeze(-1)
         return vectors.sum(-2) / known.sum(-1, keepdim=True).clamp(min=1.0)
 
     def _history(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """Mean vector of the known items of a history, and how many: [..., H] -> [..., d] and [...]."""
-        known = (history > 0).to(torch.float32)
+        known = (history > 0).to(self.item_table.dtype)
         length = known.sum(-1)
         if not torch.compiler.is_exporting():
             total = self._history_total(history, known)
