@@ -58,6 +58,12 @@ class ModelShape:
     """Pieces into which each dense feature is cut; see `SharedModel.learn_scales`."""
     backbone: str = "mlp"
     """What stands between the inputs and the head: a name in `BACKBONES`."""
+    experts: int = 4
+    """Shared experts of mmoe, of each layer of ple, and of each low-rank layer of dcn_v2."""
+    cross_layers: int = 2
+    """Of dcn_v2."""
+    cross_rank: int = 16
+    """Rank of each expert of dcn_v2's cross layers; 0 for one full matrix instead."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no model."""
@@ -68,7 +74,7 @@ class ModelShape:
         numbers = {**asdict(self), "hidden": min(self.hidden, default=0)}
         del numbers["backbone"]
         for name, value in numbers.items():
-            least = 0 if name in ("features", "bins") else 1
+            least = 0 if name in ("features", "bins", "cross_rank") else 1
             if value < least:
                 raise SchemaError(f"model shape, {name}: expected at least {least}, found {value}")
 
