@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from sinusoids import loss, make_tasks, make_weights
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from recmeta.errors import InputError
 from recmeta.meta.domain_regularization import regularized_direction
-from recmeta.meta.interface import Problem
+from recmeta.meta.interface import Options, Problem
+from recmeta.meta.registry import get_meta_learner
 
 PROBLEM = Problem(loss=loss)
 
@@ -104,3 +107,138 @@ def test_domain_regularization_refuses_what_no_helper_can_use() -> None:
     bound = Problem(loss=loss, per_task=frozenset({"weight0"}))
     with pytest.raises(InputError, match=r"rows of one task: \['weight0'\]"):
         regularized_direction(bound, weights, data, rate=0.1, helpers=1, generator=torch.Generator())
+
+
+def outer_gradient(
+    name: str,
+    weights: dict[str, Tensor],
+    data: dict[str, Tensor],
+    seed: int | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    draw = None if seed is None else torch.Generator().manual_seed(seed)
+    learner = get_meta_learner(name, Options(inner_rate=0.03, **options))
+    return slopes_of(learner.meta_losses(PROBLEM, weights, {}, data, generator=draw).mean(), weights)
+
+
+def walk(weights: dict[str, Tensor], data: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """Where SGD steps on the tasks in this order lead."""
+    for task in order:
+        weights = step_on(weights, one(data, task), 0.03)
+    return weights
+
+
+def test_negotiation_of_one_task_in_one_pass_is_an_sgd_step() -> None:
+    weights, (_, data) = make_weights(), make_tasks(1, 10, seed=6)
+    plain = slopes_of(loss(weights, one(data, 0)), weights)
+    assert_same(outer_gradient("domain_negotiation", weights, data, inner_steps=1), plain, 1e-6)
+
+
+def test_negotiation_points_to_where_the_walk_ends() -> None:
+    weights, (_, data) = make_weights(), make_tasks(3, 10, seed=7)
+    found = outer_gradient("domain_negotiation", weights, data, inner_steps=2)
+    end = walk(weights, data, [0, 1, 2, 0, 1, 2])
+    assert_same(found, {name: (weights[name] - end[name]) / 0.03 / 3 for name in weights}, 1e-4)
+    joint = outer_gradient("joint", weights, data)
+    assert not torch.allclose(found["weight1"], 2 * joint["weight1"], atol=1e-3)
+
+
+def test_negotiation_takes_another_order_in_every_pass_and_keeps_each_loss_with_its_task() -> None:
+    weights, (_, data) = make_weights(), make_tasks(3, 10, seed=8)
+    draw = torch.Generator().manual_seed(4)
+    orders = [torch.randperm(3, generator=draw).tolist() for _ in range(2)]
+    assert orders[0] != orders[1]
+    expected = torch.zeros(3)
+    at = weights
+    for task in orders[0] + orders[1]:
+        expected[task] += loss(at, one(data, task)).detach()
+        at = walk(at, data, [task])
+    learner = get_meta_learner("domain_negotiation", Options(inner_steps=2, inner_rate=0.03))
+    found = learner.meta_losses(PROBLEM, weights, {}, data, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_negotiation_moves_the_weights_of_a_task_on_its_own_rows_alone() -> None:
+    (_, data), weights = make_tasks(3, 10, seed=9), make_weights()
+    weights["bias0"] = weights["bias0"].detach().expand(3, -1).clone().requires_grad_()
+    problem = Problem(loss=loss, per_task=frozenset({"bias0"}))
+    learner = get_meta_learner("domain_negotiation", Options(inner_steps=2, inner_rate=0.03))
+    found = slopes_of(learner.meta_losses(problem, weights, {}, data).sum(), weights)
+    at, own = {k: v for k, v in weights.items() if k != "bias0"}, list(weights["bias0"].detach())
+    for task in [0, 1, 2, 0, 1, 2]:
+        end = step_on(at | {"bias0": own[task].requires_grad_()}, one(data, task), 0.03)
+        own[task] = end.pop("bias0").detach()
+        at = end
+    ends = at | {"bias0": torch.stack(own)}
+    assert_same(found, {name: (weights[name] - ends[name]) / 0.03 for name in weights}, 1e-4)
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("tasks", [4, 5])
+def test_mldg_is_its_formula(second_order: bool, tasks: int) -> None:
+    weights, (_, data) = make_weights(), make_tasks(tasks, 10, seed=10)
+    order = torch.randperm(tasks, generator=torch.Generator().manual_seed(3)).tolist()
+    cut = tasks - tasks // 2
+
+    def mean(at: dict[str, Tensor], chosen: list[int]) -> Tensor:
+        return torch.stack([loss(at, one(data, task)) for task in chosen]).mean()
+
+    train = mean(weights, order[:cut])
+    stepped = weights
+    for _ in range(2):
+        slopes = slopes_of(mean(stepped, order[:cut]), stepped, keep=second_order)
+        stepped = {name: value - 0.03 * slopes[name] for name, value in stepped.items()}
+    ratio = (tasks - cut) / cut
+    objective = (train + ratio * mean(stepped, order[cut:])) / (1 + ratio)
+    found = outer_gradient("mldg", weights, data, seed=3, inner_steps=2, second_order=second_order)
+    assert_same(found, slopes_of(objective, weights), 1e-4)
+
+
+def test_mldg_without_a_generator_holds_out_the_last_half_and_keeps_each_loss_with_its_task() -> None:
+    weights, (_, data) = make_weights(), make_tasks(5, 10, seed=11)
+    joint = get_meta_learner("joint").meta_losses(PROBLEM, weights, {}, data)
+    mldg = get_meta_learner("mldg", Options(inner_steps=1, inner_rate=0.03))
+    fixed = mldg.meta_losses(PROBLEM, weights, {}, data)
+    assert (fixed == joint).tolist() == [True, True, True, False, False]
+    drawn = mldg.meta_losses(PROBLEM, weights, {}, data, generator=torch.Generator().manual_seed(1))
+    held_out = torch.randperm(5, generator=torch.Generator().manual_seed(1))[3:]
+    assert torch.isclose(drawn, joint).logical_not().nonzero().flatten().tolist() == sorted(held_out.tolist())
+
+
+def test_mldg_of_one_task_is_joint_training() -> None:
+    weights, (_, data) = make_weights(), make_tasks(1, 10, seed=12)
+    assert_same(outer_gradient("mldg", weights, data), outer_gradient("joint", weights, data), 1e-6)
+
+
+def test_the_gradient_of_mldg_equals_finite_differences() -> None:
+    (_, data), weights = make_tasks(4, 5, seed=13), make_weights(width=3)
+    rows = {name: value.double() for name, value in data.items()}
+    mldg = get_meta_learner("mldg", Options(inner_steps=2, inner_rate=0.03))
+
+    def objective(*values: Tensor) -> Tensor:
+        return mldg.meta_losses(PROBLEM, dict(zip(weights, values, strict=True)), {}, rows).mean()
+
+    inputs = tuple(value.detach().double().requires_grad_() for value in weights.values())
+    assert torch.autograd.gradcheck(objective, inputs)
+
+
+def test_mldg_moves_no_weights_of_a_task_on_another_tasks_rows() -> None:
+    (_, data), weights = make_tasks(4, 10, seed=14), make_weights()
+    shared = outer_gradient("mldg", weights, data, fast=("weight", "bias1", "bias2"))
+    weights["bias0"] = weights["bias0"].detach().expand(4, -1).clone().requires_grad_()
+    problem = Problem(loss=loss, per_task=frozenset({"bias0"}))
+    mldg = get_meta_learner("mldg", Options(inner_rate=0.03))
+    own = slopes_of(mldg.meta_losses(problem, weights, {}, data).mean(), weights)
+    assert_same(own | {"bias0": own["bias0"].sum(0)}, shared)
+
+
+@pytest.mark.parametrize("name", ["mldg", "domain_negotiation"])
+def test_a_drawn_order_is_the_order_given_of_tasks_that_stand_so(name: str) -> None:
+    weights, (_, data) = make_weights(), make_tasks(4, 10, seed=15)
+    learner = get_meta_learner(name, Options(inner_steps=1, inner_rate=0.03))
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(6))
+    drawn = learner.meta_losses(PROBLEM, weights, {}, data, generator=torch.Generator().manual_seed(6))
+    turned = {part: value[order] for part, value in data.items()}
+    given = learner.meta_losses(PROBLEM, weights, {}, turned)
+    torch.testing.assert_close(drawn[order], given, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(drawn, learner.meta_losses(PROBLEM, weights, {}, data), atol=1e-4)
