@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from recmeta.errors import InputError
 from recmeta.meta.anil import Anil
+from recmeta.meta.domain_negotiation import DomainNegotiation
 from recmeta.meta.first_order_maml import FirstOrderMaml
 from recmeta.meta.interface import MetaLearner, Options
 from recmeta.meta.joint import Joint
+from recmeta.meta.logistic_head import LogisticHead
 from recmeta.meta.maml import Maml
 from recmeta.meta.meta_sgd import MetaSgd
+from recmeta.meta.mldg import Mldg
+from recmeta.meta.prototype_head import PrototypeHead
 from recmeta.meta.reptile import Reptile
+from recmeta.meta.ridge_head import RidgeHead
 
 META_LEARNERS: dict[str, type[MetaLearner]] = {
     learner.name: learner
@@ -20,6 +25,11 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {
         Anil,
         MetaSgd,
         Reptile,
+        Mldg,
+        DomainNegotiation,
+        RidgeHead,
+        LogisticHead,
+        PrototypeHead,
     )
 }
 
