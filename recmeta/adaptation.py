@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,13 @@ from torch.func import grad, vmap
 
 from recmeta.episodes.rows import Rows
 from recmeta.errors import InputError
+from recmeta.meta.domain_regularization import regularized_direction
+from recmeta.meta.interface import Problem
+from recmeta.model_folder import load_learner
 from recmeta.models.adapters import Adapter, stack, unstack
 from recmeta.models.prediction import log_loss
 from recmeta.models.shared import SharedModel
+from recmeta.problem import check_choices, learner_of, problem_of
 from recmeta.settings import TrainingSettings
 
 ROWS_PER_STEP = 512
@@ -35,6 +40,9 @@ LEAST_LOOK = 1024
 
 AVERAGE = 0.9
 """Decay of the running mean of an adapter that is judged and kept: single steps are noisy."""
+
+HELPERS = 3
+"""Other contexts that domain regularization tries for a context in one step; each costs two gradients."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +67,38 @@ def adapt(
     validation: Rows,
     contexts: Sequence[int],
     settings: TrainingSettings,
+    *,
+    learner_from: Path | None = None,
 ) -> dict[int, AdapterFit]:
     """Fit an adapter for each of ``contexts`` in one batched program, and return them by context index.
 
-    Each step draws rows of every context, takes all gradients under ``vmap``, and moves the stacked
-    adapters by Adam, which acts on each number alone, so that contexts do not touch one another. The
-    objective is the mean log-loss plus ``adapt_proximal / rows`` times the squared distance from the
-    start: few rows move little. Later data choose the step; the shared model itself is among the
-    choices. The draws of a context depend on ``(seed, context)`` only, not on its company.
+    With ``adapter_fit = "proximal"`` each step draws rows of every context, takes all gradients under
+    ``vmap``, and moves the stacked adapters by Adam, which acts on each number alone, so that contexts
+    do not touch one another. The objective is the mean log-loss plus ``adapt_proximal / rows`` times the
+    squared distance from the start: few rows move little. The draws of a context depend on ``(seed,
+    context)`` only, not on its company.
+
+    With ``"domain_regularization"`` the gradient of the log-loss makes way for the direction of
+    `regularized_direction`, with the other ``contexts`` of this call as helpers. So the company matters,
+    and with it how many contexts ``adapt_chunk`` puts together.
+
+    With ``"meta_learner"`` the meta-learner adapts as it learnt to, on the latest `ROWS_PER_STEP` training
+    rows of each context.
+
+    Later data choose the step; the shared model itself is among the choices.
 
     Args:
         model: is not changed.
         training: rows to fit; contexts may differ in size by any factor, and may have none.
         validation: later rows; a context without any gets the zero adapter.
         contexts: indices, as in ``Rows.context``.
+        settings: how to fit; ``meta_learner`` and ``fast`` as in the training of ``model``.
+        learner_from: folder of that training; needed by meta-learners that learn more than weights.
 
     Raises:
-        InputError: a context stands twice.
+        InputError: a context stands twice, or what the meta-learner learnt is not in ``learner_from``.
     """
+    check_choices(settings)
     if len(set(contexts)) != len(contexts):
         raise InputError(f"adaptation: expected each context once, found {list(contexts)}")
     own = {context: _positions(training, context) for context in contexts}
@@ -89,9 +111,13 @@ def adapt(
         model.eval()
         torch.set_num_threads(settings.threads)
         try:
-            program = _Program(model, training, [own[context] for context in fitted], fitted, settings)
             judge = _Judge(model, validation, [later[context] for context in fitted])
-            fits |= dict(zip(fitted, _fit(program, judge, model, settings), strict=True))
+            rows = [own[context] for context in fitted]
+            if settings.adapter_fit == "meta_learner":
+                found = _by_learner(judge, model, training, rows, settings, learner_from)
+            else:
+                found = _fit(_Program(model, training, rows, fitted, settings), judge, model, settings)
+            fits |= dict(zip(fitted, found, strict=True))
         finally:
             model.train(before[0])
             torch.set_num_threads(before[1])
@@ -119,6 +145,10 @@ class _Program:
         self._start = model.starting_adapter(settings.seed)
         self._pull = torch.tensor([settings.adapt_proximal / len(position) for position in positions])
         self._gradients = vmap(grad(self._objective), in_dims=(0, 0, 0))
+        self._helped = settings.adapter_fit == "domain_regularization"
+        self._problem = Problem(loss=self._loss)
+        self._rate = settings.inner_rate
+        self._draw = torch.Generator().manual_seed(settings.seed)
 
     @property
     def start(self) -> Adapter:
@@ -131,15 +161,29 @@ class _Program:
         with torch.no_grad():
             gathered = self._model.gather(self._rows.take_columns(index))
             gathered["weight"] = gathered["weight"] * present
+            if self._helped:
+                return self._directions(stacked, gathered)
             found: dict[str, Tensor] = self._gradients(dict(stacked), gathered, self._pull)
         return found
 
+    def _directions(self, stacked: Mapping[str, Tensor], gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What helpers and own rows agree on; the pull to the start is each context's own affair."""
+        directions = regularized_direction(
+            self._problem, stacked, gathered, rate=self._rate, helpers=HELPERS, generator=self._draw
+        )
+        for name, value in stacked.items():
+            pull = self._pull.reshape(-1, *[1] * (value.dim() - 1))
+            directions[name] = directions[name] + 2.0 * pull * (value.detach() - self._start[name])
+        return directions
+
+    def _loss(self, adapter: Mapping[str, Tensor], gathered: Mapping[str, Tensor]) -> Tensor:
+        return log_loss(self._model.body(gathered, adapter), gathered["label"], gathered["weight"])
+
     def _objective(self, adapter: dict[str, Tensor], gathered: dict[str, Tensor], pull: Tensor) -> Tensor:
-        loss = log_loss(self._model.body(gathered, adapter), gathered["label"], gathered["weight"])
         distance = sum(
             ((adapter[name] - self._start[name]).square().sum() for name in adapter), torch.zeros(())
         )
-        return loss + pull * distance
+        return self._loss(adapter, gathered) + pull * distance
 
     def _next_rows(self) -> tuple[Tensor, Tensor]:
         """Each context's next rows in a random order without repetition, padded: [contexts, rows]."""
@@ -163,15 +207,12 @@ class _Judge:
     def __init__(self, model: SharedModel, rows: Rows, positions: list[npt.NDArray[np.int64]]) -> None:
         most = max(LEAST_LOOK, LOOK_BUDGET // len(positions))
         width = min(most, max(len(position) for position in positions))
-        index = np.zeros((len(positions), width), dtype=np.int64)
-        present = np.zeros(index.shape, dtype=np.float32)
-        for row, position in enumerate(positions):
-            count = min(width, len(position))
-            index[row, :count] = position[np.arange(count) * len(position) // count]
-            present[row, :count] = 1.0
+        spread = [
+            position[np.arange(count) * len(position) // count]
+            for position, count in ((position, min(width, len(position))) for position in positions)
+        ]
         with torch.no_grad():
-            self._gathered = model.gather(rows.take_columns(torch.from_numpy(index)))
-        self._gathered["weight"] = self._gathered["weight"] * torch.from_numpy(present)
+            self._gathered = _gathered(model, rows, spread)
         self._model = model
 
     @torch.no_grad()
@@ -208,14 +249,66 @@ def _fit(
             best_loss, best_step = torch.where(better, losses, best_loss), best_step.masked_fill(better, step)
             for name, value in mean.items():
                 best[name][better] = value[better]
+    return _as_fits(model, program.positions, best, best_step, shared, best_loss)
+
+
+def _by_learner(
+    judge: _Judge,
+    model: SharedModel,
+    rows: Rows,
+    positions: list[npt.NDArray[np.int64]],
+    settings: TrainingSettings,
+    learner_from: Path | None,
+) -> list[AdapterFit]:
+    """Adapt all contexts by the meta-learner, in one batched program."""
+    learner = learner_of(settings)
+    problem, weights = problem_of(model, settings)
+    learner.prepare(problem, weights)
+    missing = load_learner(learner, learner_from)
+    if missing:
+        raise InputError(
+            f"adaptation by {learner.name}: expected what it learnt in training, found {missing}"
+        )
+    time = rows.time.numpy()
+    latest = [position[np.argsort(time[position], kind="stable")[-ROWS_PER_STEP:]] for position in positions]
+    start = stack([model.starting_adapter(settings.seed)] * len(positions))
+    shared = judge.losses(start)
+    with torch.no_grad():
+        found = {**start, **learner.adapt(problem, weights, _gathered(model, rows, latest))}
+    losses = judge.losses(found)
+    steps = torch.where(losses < shared, learner.options.inner_steps, 0)
+    return _as_fits(model, positions, found, steps, shared, torch.minimum(losses, shared))
+
+
+def _gathered(model: SharedModel, rows: Rows, positions: list[npt.NDArray[np.int64]]) -> dict[str, Tensor]:
+    """Gather rows, as many as the longest of ``positions`` has; what pads the others weighs nothing."""
+    index = np.zeros((len(positions), max(map(len, positions))), dtype=np.int64)
+    present = np.zeros(index.shape, dtype=np.float32)
+    for row, position in enumerate(positions):
+        index[row, : len(position)] = position
+        present[row, : len(position)] = 1.0
+    gathered = model.gather(rows.take_columns(torch.from_numpy(index)))
+    gathered["weight"] = gathered["weight"] * torch.from_numpy(present)
+    return gathered
+
+
+def _as_fits(
+    model: SharedModel,
+    positions: list[npt.NDArray[np.int64]],
+    best: Mapping[str, Tensor],
+    steps: Tensor,
+    shared: Tensor,
+    losses: Tensor,
+) -> list[AdapterFit]:
+    """What was best for each context: ``steps`` of 0 say that nothing beat the shared model."""
     zero = model.zero_adapter()
     return [
         AdapterFit(
-            tensors=tensors if best_step[row] else zero,
-            steps=int(best_step[row]),
-            rows=len(program.positions[row]),
+            tensors=tensors if steps[row] else zero,
+            steps=int(steps[row]),
+            rows=len(positions[row]),
             shared_loss=float(shared[row]),
-            gain=float(shared[row] - best_loss[row]),
+            gain=float(shared[row] - losses[row]),
         )
         for row, tensors in enumerate(unstack(best))
     ]

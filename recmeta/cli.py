@@ -117,7 +117,13 @@ def nightly(
     workspace: Workspace,
     until: Until = None,
     meta_learner: Annotated[
-        str | None, typer.Option(help="How the shared model is learnt (joint, first_order_maml).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the shared model is learnt: joint, maml, first_order_maml, anil, meta_sgd, reptile, "
+            "implicit_maml, mldg, domain_negotiation, learned_optimizer, ridge_head, logistic_head or "
+            "prototype_head.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random in training.")] = None,
     as_json: AsJson = False,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from recmeta.episodes.rows import Rows
 from recmeta.models.prediction import log_loss, predict_logits
@@ -38,10 +38,14 @@ class Judged(Protocol):
     """What this callback needs of the module that is trained."""
 
     averaged: SharedModel
+    learner: nn.Module
     steps: int
 
     def follow_tables(self) -> None:
         """Bring the tables of ``averaged`` up to date."""
+
+    def conflicts(self) -> list[tuple[int, int, float]]:
+        """Pairs of contexts, and the cosine between what their losses want of the dense weights."""
 
 
 class LaterData(Callback):
@@ -62,6 +66,7 @@ class LaterData(Callback):
         self.checkpoint = checkpoint
         self.progress = progress
         self.best: dict[str, Tensor] = {}
+        self.best_learner: dict[str, Tensor] = {}
         self.best_loss = math.inf
         self.best_step = 0
         self.stale = 0
@@ -93,16 +98,23 @@ class LaterData(Callback):
         losses = {part: context_losses(module.averaged, rows) for part, rows in self.parts.items()}
         judged = losses["validation"] or losses["training"]
         loss = sum(judged.values()) / len(judged)
-        self.looks.append({"step": step, "losses": {part: list(by.items()) for part, by in losses.items()}})
+        self.looks.append(
+            {
+                "step": step,
+                "losses": {part: list(by.items()) for part, by in losses.items()},
+                "conflicts": module.conflicts(),
+            }
+        )
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.stale = loss, step, 0
             self.best = {name: value.clone() for name, value in module.averaged.state_dict().items()}
+            self.best_learner = {name: value.clone() for name, value in module.learner.state_dict().items()}
         else:
             self.stale += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        names = ("best", "best_loss", "best_step", "stale", "looks")
+        names = ("best", "best_learner", "best_loss", "best_step", "stale", "looks")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -112,13 +124,33 @@ class LaterData(Callback):
 
     def metrics_csv(self) -> str:
         """Every look as CSV: step, part, context, log_loss. Training far below validation is overfitting."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["step", "part", "context", "log_loss"])
-        for look in self.looks:
-            for part, losses in look["losses"].items():
-                writer.writerows([look["step"], part, context, f"{loss:.6f}"] for context, loss in losses)
-        return text.getvalue()
+        return _csv(
+            ("step", "part", "context", "log_loss"),
+            (
+                (look["step"], part, context, f"{loss:.6f}")
+                for look in self.looks
+                for part, losses in look["losses"].items()
+                for context, loss in losses
+            ),
+        )
+
+    def gradients_csv(self) -> str:
+        """Every look as CSV: step, context_a, context_b, cosine. Below zero two contexts pull apart."""
+        return _csv(
+            ("step", "context_a", "context_b", "cosine"),
+            (
+                (look["step"], first, second, f"{cosine:.6f}")
+                for look in self.looks
+                for first, second, cosine in look["conflicts"]
+            ),
+        )
+
+    def conflict(self) -> tuple[float, float] | None:
+        """Mean cosine, and share of cosines below zero, over pairs and all looks after the first step."""
+        found = [cosine for look in self.looks if look["step"] for *_, cosine in look["conflicts"]]
+        if not found:
+            return None
+        return sum(found) / len(found), sum(cosine < 0 for cosine in found) / len(found)
 
 
 def context_losses(model: SharedModel, rows: Rows) -> dict[int, float]:
@@ -139,3 +171,11 @@ def _sample(rows: Rows, most: int) -> Rows:
         count = min(len(of), most)
         kept.append(of[torch.arange(count) * len(of) // count])
     return rows.take(torch.cat(kept)) if kept else rows
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue()

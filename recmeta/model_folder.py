@@ -1,4 +1,6 @@
-"""A trained model as two files, safetensors and JSON; and earlier weights as a later model's start.
+"""A trained model as files, safetensors and JSON; and earlier weights as a later model's start.
+
+What a meta-learner learnt beside the weights, such as rates, lies in a file of its own, if there is any.
 
 This module must never know how a model is trained or what serves.
 """
@@ -10,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from recmeta.artifacts import read_json, replacing, write_json
 from recmeta.errors import SchemaError
+from recmeta.meta.interface import MetaLearner
 from recmeta.models.shared import ModelShape, SharedModel
+
+LEARNER_FILE = "learner.safetensors"
 
 
 def save_model(model: SharedModel, folder: Path, report: Mapping[str, Any] | None = None) -> None:
@@ -40,6 +47,37 @@ def load_report(folder: Path) -> dict[str, Any]:
     """Read the report of the training that wrote ``folder``."""
     report: dict[str, Any] = read_json(folder / "model.json")["report"]
     return report
+
+
+def save_learner(name: str, learnt: Mapping[str, Tensor], folder: Path) -> None:
+    """Write what the meta-learner of that name learnt; no file where that is nothing."""
+    if not learnt:
+        (folder / LEARNER_FILE).unlink(missing_ok=True)
+        return
+    with replacing(folder / LEARNER_FILE) as temporary:
+        tensors = {key: value.contiguous() for key, value in learnt.items()}
+        save_file(tensors, temporary, metadata={"meta_learner": name})
+
+
+def load_learner(learner: MetaLearner, folder: Path | None) -> str | None:
+    """Give a prepared learner what it learnt in ``folder``; return why not, None where all is well.
+
+    All is well too for a learner that learns nothing but the weights.
+    """
+    wanted = {name: value.shape for name, value in learner.state_dict().items()}
+    if not wanted:
+        return None
+    if folder is None or not (folder / LEARNER_FILE).exists():
+        return f"{learner.name} left nothing in {'no folder' if folder is None else folder.name}"
+    with safe_open(str(folder / LEARNER_FILE), framework="pt") as file:
+        name = (file.metadata() or {}).get("meta_learner")
+        found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if name != learner.name:
+        return f"what is kept is {name}'s, not {learner.name}'s"
+    if {key: value.shape for key, value in found.items()} != wanted:
+        return f"what {learner.name} left is of another shape"
+    learner.load_state_dict(found)
+    return None
 
 
 @torch.no_grad()

@@ -78,7 +78,23 @@ class TrainingSettings(_Group):
         description="fixed, because it changes the last bit of a sum; one, because two that wait for each "
         "other on busy cores were measured five times slower",
     )
-    meta_learner: str = "joint"
+    meta_learner: str = Field(
+        default="joint", description="how weights are learnt over tasks: a name in recmeta.meta.registry"
+    )
+    backbone: str = Field(
+        default="mlp",
+        description="what stands between inputs and head: a name in recmeta.models.backbones.registry",
+    )
+    outer: str = Field(
+        default="per_task",
+        description="how the losses of contexts become one step: a name in recmeta.meta.outer.registry; any "
+        "but this one, the plain mean over tasks, puts every context into every meta-batch",
+    )
+    fast: Literal["adapter", "head", "dense"] = Field(
+        default="adapter",
+        description="what the inner loop moves; all dense weights cost about twice the adapter, and were no "
+        "better in our study",
+    )
     embedding_size: int = Field(default=16, ge=1)
     hidden: tuple[int, ...] = (128, 64)
     adapter_rank: int = Field(default=4, ge=1)
@@ -90,8 +106,34 @@ class TrainingSettings(_Group):
         ge=1,
         description="rows of a task without inner steps: no support, larger batches",
     )
-    inner_steps: int = Field(default=3, ge=0)
+    narrow_to: Literal["nothing", "categories"] = Field(
+        default="nothing",
+        description="draw each task from a random half of its context's item categories; our study found "
+        "tasks made of item clusters or unions of labels harmful",
+    )
+    inner_steps: int = Field(default=3, ge=0, description="three steps of a tenth worked in our study")
     inner_rate: float = Field(default=0.1, gt=0)
+    step_weights: tuple[float, ...] = Field(
+        default=(),
+        description="share of the loss after each inner step; none: the last alone, as MAML was published",
+    )
+    second_order: bool = Field(
+        default=True, description="for learners that can do without; first order was worse in our study"
+    )
+    proximal: float = Field(
+        default=1.0,
+        gt=0,
+        description="pull back to where a task started, in implicit MAML; within the range that its authors "
+        "(Rajeswaran et al. 2019) use, as we remember it",
+    )
+    conjugate_steps: int = Field(
+        default=5, ge=1, description="of implicit MAML's conjugate gradient; its authors' number"
+    )
+    learner_rate: float = Field(
+        default=1e-3,
+        gt=0,
+        description="of what a meta-learner or an outer aggregation learns of its own; Adam's usual rate",
+    )
     rate: float = Field(default=2e-3, gt=0)
     table_rate: float = Field(
         default=2e-4,
@@ -114,6 +156,11 @@ class TrainingSettings(_Group):
     warm_steps: int = Field(default=150, ge=1, description="steps of a night that starts from the last one's")
     check_every: int = Field(default=50, ge=1, description="steps between two looks at later data")
     patience: int = Field(default=6, ge=1, description="looks without gain before training stops")
+    adapter_fit: Literal["proximal", "domain_regularization", "meta_learner"] = Field(
+        default="proximal",
+        description="fitted by Adam with a pull to the shared model; the same with other contexts as helpers "
+        "(MAMDR); or by the meta-learner's own adaptation",
+    )
     adapt_steps: int = Field(default=100, ge=1)
     adapt_rate: float = Field(default=1e-2, gt=0)
     adapt_proximal: float = Field(default=30.0, ge=0, description="L2 to the zero adapter, divided by rows")

@@ -30,11 +30,13 @@ from recmeta.episodes.rows import Rows
 from recmeta.episodes.sampler import EpisodeSampler, MetaBatch
 from recmeta.errors import SchemaError
 from recmeta.later_data import LaterData, Progress, context_losses
-from recmeta.meta.interface import MetaLearner, Options, Problem
-from recmeta.meta.registry import get_meta_learner
-from recmeta.model_folder import load_model, save_model, start_from
-from recmeta.models.prediction import log_loss
+from recmeta.meta.interface import MetaLearner
+from recmeta.meta.outer.conflict import gradient_conflict
+from recmeta.meta.outer.interface import OuterAggregation
+from recmeta.meta.outer.registry import get_outer
+from recmeta.model_folder import load_learner, load_model, save_learner, save_model, start_from
 from recmeta.models.shared import ID_TABLES, ModelShape, SharedModel
+from recmeta.problem import check_choices, learner_of, problem_of
 from recmeta.settings import TrainingSettings
 
 WARM_UP = 50
@@ -42,6 +44,15 @@ WARM_UP = 50
 
 FINAL_RATE = 0.05
 """Share of the rate that is left at the last step (cosine, Loshchilov & Hutter 2017)."""
+
+PLAIN_OUTER = "per_task"
+"""The outer aggregation to which it does not matter which contexts a meta-batch holds."""
+
+CONFLICT_ROWS = 512
+"""Query rows a context, the same at every look, whose gradients are compared: fewer are mostly noise."""
+
+CONFLICT_CONTEXTS = 16
+"""The largest contexts, at the most, whose gradients are compared: pairs grow with the square."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,12 @@ class TrainingReport:
     """Mean over contexts, at the best step."""
     context_losses: dict[int, float]
     """By context index, at the best step; a context without later rows is absent."""
+    learner_anew: str | None
+    """Why a warm start left the meta-learner's own parameters behind; None where it did not."""
+    mean_cosine: float | None
+    """Between what two contexts' losses want of the dense weights, over pairs and looks; None: no pair."""
+    conflicting: float | None
+    """Share of those cosines that are below zero."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -61,26 +78,59 @@ class TrainingReport:
 
 
 class MetaTraining(LightningModule):
-    """Meta-trains a `SharedModel`: tables and body by the outer loop, adapters by the inner one."""
+    """Meta-trains a `SharedModel`: all of it by the outer loop, what is fast by the inner one too."""
 
     def __init__(
-        self, model: SharedModel, learner: MetaLearner, settings: TrainingSettings, *, steps: int
+        self,
+        model: SharedModel,
+        learner: MetaLearner,
+        outer: OuterAggregation,
+        settings: TrainingSettings,
+        *,
+        steps: int,
+        look_at: MetaBatch | None = None,
     ) -> None:
-        """Take the model to train, in place; ``averaged`` follows it as a running mean."""
+        """Take the model to train, in place; ``averaged`` follows it as a running mean.
+
+        ``look_at`` is a meta-batch with one task a context, whose gradients `conflicts` compares.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.averaged = copy.deepcopy(model).requires_grad_(False)
         self.learner = learner
+        self.outer = outer
         self.settings = settings
         self.steps = steps
-        self.start = model.starting_adapter(settings.seed)
-        self.problem = Problem(loss=self._loss)
+        self.look_at = look_at
+        self.problem, self.start = problem_of(model, settings)
         learner.prepare(self.problem, self.start)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """Make one step of the outer loop. All randomness comes from (seed, step)."""
         step = self.global_step
+        both = self.optimizers()
+        assert isinstance(both, list)  # noqa: S101  (configure_optimizers gives two)
+        dense, tables = both
+        self._set_rates(step, dense, tables)
+        dense.zero_grad()
+        tables.zero_grad()
+        losses, size = self._meta_losses(batch, step)
+        self.outer.backward(
+            losses,
+            contexts_of(batch),
+            shared=list(self.model.weights.values()),
+            others=[*self._tables(), *self.learner.parameters()],
+            extra=self.settings.table_decay * size,
+        )
+        tables.optimizer.step()  # not through Lightning, which would count a second global step
+        dense.step()
+        if self.outer.looks_back:
+            self.outer.after_step(lambda: self._meta_losses(batch, step)[0])
+        self._follow(step)
+
+    def _meta_losses(self, batch: MetaBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Each task's meta-loss, [tasks], and the mean size of what was looked up: the same if repeated."""
         draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
         support = (
             self.model.gather(self._hide_ids(batch["support"], draw)) if self.learner.uses_support else {}
@@ -89,37 +139,39 @@ class MetaTraining(LightningModule):
         losses = self.learner.meta_losses(
             self.problem, self.start, support, query | self._masks(query, draw), generator=draw
         )
-        penalty = self.settings.table_decay * query["size"].mean()
-        both = self.optimizers()
-        assert isinstance(both, list)  # noqa: S101  (configure_optimizers gives two)
-        dense, tables = both
-        self._set_rates(step, dense, tables)
-        dense.zero_grad()
-        tables.zero_grad()
-        self.manual_backward(losses.mean() + penalty)
-        tables.optimizer.step()  # not through Lightning, which would count a second global step
-        dense.step()
-        self._follow(step)
+        return losses, query["size"].mean()
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """AdamW for the body; for tables an Adam that moves only the rows that a batch looked up."""
+        """AdamW for all that is dense; for tables an Adam that moves only the rows that a batch looked up."""
         settings = self.settings
-        tables = [
-            {
-                "params": [getattr(self.model, name)],
-                "lr": settings.table_rate if name in ID_TABLES else settings.rate,
-            }
-            for name in self.model.tables
-        ]
+        rates = (settings.table_rate if name in ID_TABLES else settings.rate for name in self.model.tables)
+        tables = [{"params": [table], "lr": rate} for table, rate in zip(self._tables(), rates, strict=True)]
+        dense: list[dict[str, Any]] = [{"params": list(self.model.weights.parameters())}]
+        learnt = [*self.learner.parameters(), *self.outer.parameters()]
+        if learnt:
+            dense.append({"params": learnt, "lr": settings.learner_rate, "weight_decay": 0.0})
         return [
-            torch.optim.AdamW(
-                self.model.weights.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
-            ),
+            torch.optim.AdamW(dense, lr=settings.rate, weight_decay=settings.weight_decay),
             torch.optim.SparseAdam(tables),
         ]
 
-    def _loss(self, adapter: Mapping[str, Tensor], gathered: Mapping[str, Tensor]) -> Tensor:
-        return log_loss(self.model.body(gathered, adapter), gathered["label"], gathered["weight"])
+    @torch.enable_grad()
+    def conflicts(self) -> list[tuple[int, int, float]]:
+        """Cosines between contexts' gradients over the dense weights; nothing of the training changes."""
+        if self.look_at is None:
+            return []
+        support, query = (
+            self.model.gather(self.look_at[part]) if part == "query" or self.learner.uses_support else {}
+            for part in ("support", "query")
+        )
+        losses = self.learner.meta_losses(
+            self.problem, self.start, support, query, generator=torch.Generator().manual_seed(0)
+        )
+        found = gradient_conflict(losses, contexts_of(self.look_at), list(self.model.weights.values()))
+        return [(first, second, cosine) for (first, second), cosine in found.items()]
+
+    def _tables(self) -> list[Tensor]:
+        return [getattr(self.model, name) for name in self.model.tables]
 
     def _hide_ids(self, columns: dict[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
         """Make a share of ids unknown, so that the unknown's vector is trained on ordinary rows."""
@@ -161,6 +213,11 @@ class MetaTraining(LightningModule):
             getattr(self.averaged, name).copy_(getattr(self.model, name))
 
 
+def contexts_of(batch: MetaBatch) -> Tensor:
+    """Return each task's context, int64 [tasks], as the rows had it before ids were hidden."""
+    return batch["query"]["context"][:, 0]
+
+
 def train(
     training: Rows,
     validation: Rows,
@@ -174,7 +231,9 @@ def train(
 ) -> TrainingReport:
     """Meta-train a shared model and write it to ``folder``.
 
-    Writes ``model.safetensors``, ``model.json`` (the shape and the report) and ``metrics.csv``. The same
+    Writes ``model.safetensors``, ``model.json`` (the shape and the report), ``metrics.csv`` (losses at every
+    look), ``gradients.csv`` (conflicts between contexts at every look) and, where the meta-learner learns
+    more than weights, ``learner.safetensors`` (as it was at the step that was kept). The same
     rows, settings and earlier weights end in the same bytes; so does a run that was killed and is
     called again, which goes on from the last checkpoint in ``folder``.
 
@@ -183,18 +242,27 @@ def train(
         validation: strictly later rows; they decide when to stop and which weights are kept. Where
             there are none, the training rows decide.
         warm_from: folder of an earlier model to start from, with ``settings.warm_steps`` instead of
-            ``settings.max_steps``; its tables may be smaller, all else must be of the same shape.
+            ``settings.max_steps``; its tables may be smaller, all else must be of the same shape. It may
+            have been learnt in another way: only what a meta-learner of the same name and shapes learnt
+            of its own is taken along. What an outer aggregation learns starts anew.
         content: categories of every item, int64 [items, K]; left out, those that training rows tell.
         progress: called every few steps with ("train", done, total).
 
     Raises:
         SchemaError: rows that do not fit the shape, or earlier weights that do not.
-        InputError: no context has enough rows to learn from.
+        InputError: an unknown name among the settings, settings that do not fit each other, no context
+            with enough rows to learn from, or fewer tasks than contexts where every one must be met.
     """
+    check_choices(settings)
     for part, rows in (("training", training), ("validation", validation)):
         _check_fit(part, rows.check(), shape)
-    learner = get_meta_learner(
-        settings.meta_learner, Options(inner_steps=settings.inner_steps, inner_rate=settings.inner_rate)
+    learner = learner_of(settings)
+    outer = get_outer(
+        settings.outer,
+        contexts=shape.contexts - 1,
+        sizes=torch.bincount(training.context, minlength=shape.contexts)[1:],
+        steps_per_epoch=settings.check_every,
+        seed=settings.seed,
     )
     steps = settings.max_steps if warm_from is None else settings.warm_steps
     sampler = EpisodeSampler(
@@ -204,22 +272,36 @@ def train(
         query=settings.query if learner.uses_support else settings.rows_per_task,
         steps=steps,
         seed=settings.seed,
+        labels=training.categories[:, 0] if settings.narrow_to == "categories" else None,
+        every_context=settings.outer != PLAIN_OUTER,
     )
     with _deterministic(settings.threads), _quiet():
         model = _initial_model(training, shape, settings, warm_from, content)
-        checkpoint = folder / f"resume-{_digest(model, settings, training, validation)}.safetensors"
+        look_at = sampler.one_of_each(CONFLICT_ROWS, CONFLICT_CONTEXTS)
+        module = MetaTraining(model, learner, outer, settings, steps=steps, look_at=look_at)
+        learner_anew = None if warm_from is None else load_learner(learner, warm_from)
+        digest = _digest(
+            {**model.state_dict(), **learner.state_dict()}, shape, settings, training, validation
+        )
+        checkpoint = folder / f"resume-{digest}.safetensors"
         later = LaterData(training, validation, settings, checkpoint, progress)
-        _fit(MetaTraining(model, learner, settings, steps=steps), sampler, later, folder)
+        _fit(module, sampler, later, folder)
         model.load_state_dict(later.best)
         _never_met_is_unknown(model, training)
         losses = context_losses(model, validation if len(validation) else training)
+    mean_cosine, conflicting = later.conflict() or (None, None)
     report = TrainingReport(
         steps=later.looks[-1]["step"],
         best_step=later.best_step,
         validation_loss=later.best_loss,
         context_losses=losses,
+        learner_anew=learner_anew,
+        mean_cosine=mean_cosine,
+        conflicting=conflicting,
     )
     write_text(folder / "metrics.csv", later.metrics_csv())
+    write_text(folder / "gradients.csv", later.gradients_csv())
+    save_learner(learner.name, later.best_learner, folder)
     save_model(model, folder, report.to_json())
     for leftover in folder.glob("resume-*.safetensors"):
         leftover.unlink()
@@ -296,15 +378,15 @@ def _check_fit(part: str, rows: Rows, shape: ModelShape) -> None:
             )
 
 
-def _digest(model: SharedModel, settings: TrainingSettings, *parts: Rows) -> str:
+def _digest(start: Mapping[str, Tensor], shape: ModelShape, settings: TrainingSettings, *parts: Rows) -> str:
     """Short digest of all that decides a training's result: a checkpoint of another one is not resumed."""
     hashed = hashlib.sha256()
     for part in parts:
         for column in part.columns().values():
             hashed.update(np.ascontiguousarray(column.numpy()).data)
-    for value in model.state_dict().values():
+    for value in start.values():
         hashed.update(np.ascontiguousarray(value.numpy()).data)
-    return digest_of(hashed.hexdigest(), model.shape.to_json(), settings.model_dump(mode="json"))[:16]
+    return digest_of(hashed.hexdigest(), shape.to_json(), settings.model_dump(mode="json"))[:16]
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from recmeta.bundle.store import Bundle
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 
 ID_FILES = ("users", "items", "categories")
-MODEL_FILES = ("model.safetensors", "model.json")
+MODEL_FILES = ("model.safetensors", "model.json", "learner.safetensors")
+"""Of a network's training, as far as they are there: a meta-learner may learn nothing but the weights."""
 
 
 def write_unit(
@@ -49,7 +50,7 @@ def write_unit(
     texts = {
         name: "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in ids[name]) for name in ID_FILES
     }
-    weights = {} if model is None else {file: model / file for file in MODEL_FILES}
+    weights = {} if model is None else {f: model / f for f in MODEL_FILES if (model / f).exists()}
     digests = [sha256_of_file(path) for path in (graph, *weights.values())]
     name = digest_of(digests, unit.model_dump(mode="json"), *texts.values())[:12]
     target = folder / "units" / name

@@ -32,6 +32,7 @@ _Indices = npt.NDArray[np.int64]
 class _Source:
     """The rows of one context in the order of time."""
 
+    context: int
     index: _Indices
     time: _Indices
     first_border: int
@@ -48,6 +49,11 @@ class EpisodeSampler:
     Too few rows are drawn with repetition. With ``support=0`` there is no border, and query rows are
     drawn from the context's whole span.
 
+    With ``labels`` each task is narrowed to a random subset of the labels that its context has: each
+    with probability one half, and at least one. Support and query come from it; where it leaves fewer
+    rows than they need, the whole context serves. In our study tasks made of item clusters or of
+    unions of labels did harm, so this is for those who know why they want it.
+
     Batch ``b`` depends on ``(seed, b)`` only. So the state is one number, and a run that was stopped
     anywhere goes on bit by bit where it was.
     """
@@ -63,21 +69,38 @@ class EpisodeSampler:
         seed: int,
         windows: Sequence[timedelta] = DEFAULT_WINDOWS,
         mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        every_context: bool = False,
     ) -> None:
-        """Index ``rows`` by context and time; ``mask`` (bool [n]) narrows the tasks to a part of them.
+        """Index ``rows`` by context and time.
+
+        Args:
+            rows: to draw from.
+            tasks: a meta-batch.
+            support: rows a task; 0 for none.
+            query: rows a task.
+            steps: meta-batches an epoch.
+            seed: of all draws.
+            windows: lengths of time among which each task draws.
+            mask: bool [n], narrows all tasks to a part of the rows.
+            labels: int64 [n], narrows each task to a subset of its own: item categories, event types.
+            every_context: put each context into every meta-batch; tasks that are left are drawn as usual.
 
         Raises:
-            InputError: no context has the rows that an episode needs, or a number is out of range.
+            InputError: no context has the rows that an episode needs, there are fewer tasks than
+                contexts where each must be met, or a number is out of range.
         """
         if min(tasks, query, steps) < 1 or support < 0 or not windows:
             raise InputError(
                 "sampler: expected tasks, query and steps from 1, support from 0 and a window, "
                 f"found tasks={tasks} query={query} steps={steps} support={support} windows={list(windows)}"
             )
-        if mask is not None and mask.shape != rows.label.shape:
-            raise InputError(
-                f"sampler: expected a mask of shape {tuple(rows.label.shape)}, found {tuple(mask.shape)}"
-            )
+        for name, column in (("a mask", mask), ("labels", labels)):
+            if column is not None and column.shape != rows.label.shape:
+                raise InputError(
+                    f"sampler: expected {name} of shape {tuple(rows.label.shape)}, "
+                    f"found {tuple(column.shape)}"
+                )
         self._rows = rows
         self._tasks, self._support, self._query, self._steps = tasks, support, query, steps
         self._seed = seed
@@ -87,6 +110,12 @@ class EpisodeSampler:
             kept = len(rows) if mask is None else int(mask.sum())
             needed = "two rows at different instants" if support else "one row"
             raise InputError(f"sampler: expected a context with at least {needed}, found none in {kept} rows")
+        if every_context and len(self._sources) > tasks:
+            raise InputError(
+                f"sampler: expected a task for each of {len(self._sources)} contexts, found tasks={tasks}"
+            )
+        self._labels = None if labels is None else np.unique(labels.numpy(), return_inverse=True)[1]
+        self._every_context = every_context
         roots = np.sqrt([len(source.index) for source in self._sources])
         self._cumulative = np.cumsum(roots / roots.sum())
         self._drawn = 0
@@ -114,20 +143,48 @@ class EpisodeSampler:
     def batch(self, number: int) -> MetaBatch:
         """Return meta-batch ``number``, counted from 0 over all epochs."""
         generator = np.random.default_rng([self._seed, number])
-        chosen = np.searchsorted(self._cumulative, generator.random(self._tasks), side="right")
-        support = np.empty((self._tasks, self._support), dtype=np.int64)
-        query = np.empty((self._tasks, self._query), dtype=np.int64)
-        for task, position in enumerate(chosen):
-            source = self._sources[min(int(position), len(self._sources) - 1)]
-            support[task], query[task] = self._episode(source, generator)
+        first = np.arange(len(self._sources) if self._every_context else 0)
+        drawn = np.searchsorted(
+            self._cumulative, generator.random(self._tasks - len(first)), side="right"
+        ).clip(max=len(self._sources) - 1)
+        chosen = [self._sources[position] for position in (*first, *drawn)]
+        if self._labels is not None:
+            chosen = [self._narrowed(source, self._labels, generator) for source in chosen]
+        return self._episodes(chosen, self._query, generator)
+
+    def one_of_each(self, query: int, most: int) -> MetaBatch:
+        """Return one episode, always the same, of each of the ``most`` largest contexts."""
+        largest = sorted(self._sources, key=lambda source: len(source.index), reverse=True)[:most]
+        chosen = sorted(largest, key=lambda source: source.context)
+        return self._episodes(chosen, query, np.random.default_rng([self._seed, len(chosen), query]))
+
+    def _episodes(self, sources: Sequence[_Source], rows: int, generator: np.random.Generator) -> MetaBatch:
+        support = np.empty((len(sources), self._support), dtype=np.int64)
+        query = np.empty((len(sources), rows), dtype=np.int64)
+        for task, source in enumerate(sources):
+            support[task], query[task] = self._episode(source, rows, generator)
         return {
             "support": self._rows.take_columns(torch.from_numpy(support)),
             "query": self._rows.take_columns(torch.from_numpy(query)),
         }
 
-    def _episode(self, source: _Source, generator: np.random.Generator) -> tuple[_Indices, _Indices]:
+    def _narrowed(self, source: _Source, labels: _Indices, generator: np.random.Generator) -> _Source:
+        """The rows of a random subset of a source's labels, or the source itself if they are too few."""
+        own = labels[source.index]
+        present = np.flatnonzero(np.bincount(own))
+        taken = np.zeros(present[-1] + 1, dtype=np.bool_)
+        taken[present[generator.random(len(present)) < 0.5]] = True
+        taken[generator.choice(present)] = True
+        kept = taken[own]
+        narrow = _source(source.context, source.index[kept], source.time[kept])
+        enough = len(narrow.index) >= self._support + self._query
+        return narrow if enough and (narrow.first_border > 0 or not self._support) else source
+
+    def _episode(
+        self, source: _Source, rows: int, generator: np.random.Generator
+    ) -> tuple[_Indices, _Indices]:
         if not self._support:
-            return np.empty(0, np.int64), _draw(source.index, self._query, generator)
+            return np.empty(0, np.int64), _draw(source.index, rows, generator)
         time = source.time
         border = time[generator.integers(source.first_border, len(time))]
         window = generator.choice(self._windows)
@@ -136,7 +193,7 @@ class EpisodeSampler:
             start = max(0, middle - self._support)
         return (
             _draw(source.index[start:middle], self._support, generator),
-            _draw(source.index[middle:end], self._query, generator),
+            _draw(source.index[middle:end], rows, generator),
         )
 
 
@@ -148,12 +205,15 @@ def _sources(rows: Rows, mask: Tensor | None, *, borders: bool) -> list[_Source]
         index = kept[context == value]
         time = rows.time.numpy()[index]
         order = np.argsort(time, kind="stable")
-        time = time[order]
-        later = int(np.searchsorted(time, time[0], side="right"))
-        source = _Source(index[order], time, later if later < len(time) else -1)
+        source = _source(int(value), index[order], time[order])
         if not borders or source.first_border > 0:
             sources.append(source)
     return sources
+
+
+def _source(context: int, index: _Indices, time: _Indices) -> _Source:
+    later = int(np.searchsorted(time, time[0], side="right"))
+    return _Source(context, index, time, later if later < len(time) else -1)
 
 
 def _draw(pool: _Indices, count: int, generator: np.random.Generator) -> _Indices:

@@ -63,6 +63,7 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
         embedding_size=settings.embedding_size,
         hidden=settings.hidden,
         rank=settings.adapter_rank,
+        backbone=settings.backbone,
     )
     report = meta_train(
         parts[TRAIN].rows,
@@ -98,10 +99,11 @@ def _earlier_model(night: Night) -> Path | None:
         return None
     folder = bundle.folder / "units" / manifest.trained
     shape = ModelShape.from_json(artifacts.read_json(folder / "model.json")["shape"])
-    fits = (shape.embedding_size, shape.hidden, shape.rank) == (
+    fits = (shape.embedding_size, shape.hidden, shape.rank, shape.backbone) == (
         settings.embedding_size,
         settings.hidden,
         settings.adapter_rank,
+        settings.backbone,
     )
     return folder if fits else None
 
@@ -204,9 +206,14 @@ def adapt(night: Night, chunk: int) -> dict[str, Any]:
     if done.exists():
         return dict(artifacts.read_json(done))
     parts = labelled_tensors(night)
-    model = load_model(night.folder / "train")
+    trained = night.folder / "train"
     fits = fit_adapters(
-        model, parts[TRAIN].rows, parts[VALIDATION].rows, groups[chunk], night.settings.training
+        load_model(trained),
+        parts[TRAIN].rows,
+        parts[VALIDATION].rows,
+        groups[chunk],
+        night.settings.training,
+        learner_from=trained,
     )
     report: dict[str, Any] = {}
     for index, fit in fits.items():

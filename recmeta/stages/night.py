@@ -22,6 +22,7 @@ from recmeta.dataset import Frames, Part, Vocabularies, load_frames, tensors
 from recmeta.errors import InputError, IntervalError
 from recmeta.events.ledger import Interval, check_interval, midnight_before
 from recmeta.events.store import event_span, read_items, scan_events
+from recmeta.problem import check_choices
 from recmeta.serving.catalogue import catalogue_table
 from recmeta.settings import Settings
 
@@ -64,10 +65,12 @@ class Night:
                 even where more interactions of its days have come in since.
 
         Raises:
-            InputError: nothing was ingested yet, or ``until`` is not a date.
+            InputError: nothing was ingested yet, ``until`` is not a date, or the settings name a
+                meta-learner, an outer aggregation or a backbone that there is not.
             NotFoundError: no night of that name was planned.
             IntervalError: ``until`` is not a midnight, in the future, or before the first event.
         """
+        check_choices(settings.training)
         contexts = load_contexts(settings.contexts_file)
         if isinstance(until, str) and NIGHT_NAME.fullmatch(until):
             return cls._opened(settings, contexts, settings.runs_folder / until)

@@ -17,6 +17,7 @@ from recmeta.artifacts import read_json
 from recmeta.episodes.sampler import EpisodeSampler
 from recmeta.errors import InputError, SchemaError
 from recmeta.later_data import Progress, context_losses
+from recmeta.meta.outer.registry import get_outer
 from recmeta.meta.registry import META_LEARNERS, get_meta_learner
 from recmeta.model_folder import load_model
 from recmeta.models.prediction import predict_logits
@@ -91,6 +92,7 @@ def test_a_killed_run_goes_on_in_mid_epoch_and_ends_as_if_never_stopped(
         "model.safetensors",
         "model.json",
         "metrics.csv",
+        "gradients.csv",
     }
     for name in ("model.safetensors", "model.json", "metrics.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
@@ -115,7 +117,9 @@ def test_a_parameter_that_received_no_gradient_does_not_move() -> None:
     given = settings(unknown_share=0.0, max_steps=5)
     model = SharedModel(SHAPE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    module = MetaTraining(model, get_meta_learner("joint"), given, steps=5)
+    module = MetaTraining(
+        model, get_meta_learner("joint"), get_outer("per_task", contexts=3), given, steps=5
+    )
     sampler = EpisodeSampler(rows, tasks=4, support=0, query=32, steps=5, seed=0)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with pytest.warns(FutureWarning, match="LeafSpec"):
