@@ -19,7 +19,7 @@ class Famo(Weighting):
     Minimises ``c Σ z log(loss)`` with ``z = softmax(w)`` over the contexts present, and ``c`` such that
     the gradient is a convex combination. After the step it moves ``w``, by an Adam of its own, towards
     those whose loss fell least. An absent context counts as having fared as the others did on average,
-    which leaves its ``w`` to that Adam's momentum and decay. Losses must be above zero.
+    so that Adam learns nothing of it, and its ``w`` stays. Losses must be above zero.
 
     Its parameter ``w`` never gets a ``.grad``, so another optimizer that holds it leaves it alone.
     What lies between a `backward` and its `after_step` is not part of the state: save after both.
@@ -31,7 +31,7 @@ class Famo(Weighting):
     def __init__(self, contexts: int) -> None:
         """Start from equal weights."""
         super().__init__(contexts)
-        self.scalarizer = FAMO(contexts).double()  # Adam makes steps of rounding errors too
+        self.scalarizer = FAMO(contexts)
         self._groups = torch.empty(0, dtype=torch.int64)
         self._before = torch.empty(0)
 
@@ -61,12 +61,14 @@ class Famo(Weighting):
         """Move the weights by how much each loss fell."""
         present, after = self.by_context(losses().detach(), self._groups)
         logits = self.scalarizer._w.detach()
-        fell = self._before.to(logits.dtype).log() - after.to(logits.dtype).log()
+        kept = logits.clone()
+        fell = (self._before.log() - after.log()).to(logits.dtype)
         average = (torch.softmax(logits[present], dim=0) * fell).sum()
         whole = torch.zeros_like(logits).index_put((present,), fell - average)
-        # Only ratios count. Large numbers, so that the 1e-8 that torchjd adds to each does not.
-        self.scalarizer._prev_losses = torch.full_like(logits, 1e6)
-        self.scalarizer.update(1e6 * torch.exp(-whole))
+        self.scalarizer._prev_losses = torch.ones_like(logits)
+        self.scalarizer.update(torch.exp(-whole))
+        kept[present] = logits[present]
+        logits.copy_(kept)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what its Adam remembers."""

@@ -94,7 +94,7 @@ def test_the_step_is_against_no_context(name: str) -> None:
         body, head, _ = model.gradients()
         step = torch.cat([body.flatten(), head])
         assert ((each @ step) / lengths / step.norm()).min() > -1e-2, seed
-    assert conflicts > 2  # where the plain mean is
+    assert conflicts >= 2  # where the plain mean is
 
 
 @pytest.mark.parametrize("name", SHARING)
