@@ -221,9 +221,9 @@ class SharedModel(nn.Module):
         shapes = self.backbone.context_shapes
         if shapes:
             own = self._lookup(rows["context"], self.context_weights)
-            pieces = torch.split(own, [math.prod(piece) for piece in shapes.values()], dim=-1)
-            for (name, piece), found in zip(shapes.items(), pieces, strict=True):
-                gathered[name] = torch.unflatten(found, -1, piece)
+            pieces = torch.split(own, [math.prod(shape) for shape in shapes.values()], dim=-1)
+            for (name, shape), piece in zip(shapes.items(), pieces, strict=True):
+                gathered[name] = torch.unflatten(piece, -1, shape)
             if self.training:
                 gathered["size"] = gathered["size"] + own.square().sum(-1)
         gathered |= self.backbone.prepare(gathered, self._own_weights)

@@ -81,10 +81,14 @@ def inputs_of(gathered: Tensors) -> tuple[Tensor, Tensor]:
 def project(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
     """Multiply inputs, given in parts, by a matrix [outputs, inputs]: [..., outputs].
 
-    In parts, because encoded features, the widest, then need no gradient.
+    In parts, because encoded features, the widest, then need no gradient. The matrix is sliced, not split:
+    the exporter folds slices of constants.
     """
-    blocks = torch.split(matrix, [part.shape[-1] for part in parts], dim=-1)
-    products = [functional.linear(part, block) for part, block in zip(parts, blocks, strict=True)]
+    products, start = [], 0
+    for part in parts:
+        end = start + part.shape[-1]
+        products.append(functional.linear(part, matrix[..., start:end]))
+        start = end
     return sum(products[1:], products[0])
 
 

@@ -1,0 +1,66 @@
+"""Every backbone becomes a graph whose scores are torch's, under any adapter and for any contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from small_models import SHAPE, make_columns, make_model, random_adapter
+
+from recmeta.bundle.export import export_network, write_adapter
+from recmeta.models.backbones.registry import BACKBONES
+from recmeta.models.shared import SharedModel
+
+Exported = Callable[[str], tuple[SharedModel, Path]]
+
+
+def scores(graph: Path, columns: dict[str, torch.Tensor], adapter: Path | None) -> np.ndarray:
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3  # it remarks on initializers that can be overridden, which is the point
+    session = onnxruntime.InferenceSession(str(graph), quiet, providers=["CPUExecutionProvider"])
+    options = onnxruntime.RunOptions()
+    active = onnxruntime.LoraAdapter()
+    if adapter is not None:
+        active.Load(str(adapter))
+        options.add_active_adapter(active)
+    (found,) = session.run(["logit"], {name: value.numpy() for name, value in columns.items()}, options)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Models and their graphs by name of backbone, each exported once."""
+
+    @cache
+    def export(name: str) -> tuple[SharedModel, Path]:
+        model = make_model(shape=replace(SHAPE, backbone=name, experts=2, cross_layers=1, cross_rank=3))
+        return model, export_network(model, tmp_path_factory.mktemp(name))
+
+    return export
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "mlp"])  # which tests/bundle exports
+def test_onnx_runtime_scores_as_torch_does(name: str, exported: Exported, tmp_path: Path) -> None:
+    model, graph = exported(name)
+    adapter = random_adapter(model)
+    write_adapter(model, adapter, tmp_path / "own.onnx_adapter")
+    for rows in (2, 17):
+        columns = make_columns(rows, seed=rows)
+        with torch.no_grad():
+            plain = model(**columns, adapter=model.zero_adapter()).numpy()
+            adapted = model(**columns, adapter=adapter).numpy()
+        assert np.abs(plain - adapted).max() > 1e-2
+        np.testing.assert_allclose(scores(graph, columns, None), plain, atol=1e-5, rtol=1e-5)
+        found = scores(graph, columns, tmp_path / "own.onnx_adapter")
+        np.testing.assert_allclose(found, adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_weights_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
+    model, graph = exported("ple")
+    assert export_network(model, tmp_path).read_bytes() == graph.read_bytes()
