@@ -8,6 +8,7 @@ from recmeta.meta.domain_negotiation import DomainNegotiation
 from recmeta.meta.first_order_maml import FirstOrderMaml
 from recmeta.meta.interface import MetaLearner, Options
 from recmeta.meta.joint import Joint
+from recmeta.meta.learned_optimizer import LearnedOptimizer
 from recmeta.meta.logistic_head import LogisticHead
 from recmeta.meta.maml import Maml
 from recmeta.meta.meta_sgd import MetaSgd
@@ -27,6 +28,7 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {
         Reptile,
         Mldg,
         DomainNegotiation,
+        LearnedOptimizer,
         RidgeHead,
         LogisticHead,
         PrototypeHead,
