@@ -255,6 +255,35 @@ def rollback(
 
 
 @app.command()
+def figures(
+    workspace: Workspace,
+    night: Annotated[
+        str | None, typer.Option("--night", metavar="NAME", help="Left out: the latest that has trained.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Left out: figures/ in the night's folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a night's losses and gradient conflict.
+
+    Two figures, each as PNG and SVG: each context's loss on the rows that training learnt from and on
+    later ones, and the cosine between contexts' gradients.
+    """
+    _existing(workspace)
+    from recmeta import terminal
+    from recmeta.figures import draw_night
+    from recmeta.settings import load_settings
+
+    drawn = draw_night(load_settings(workspace), night, out)
+    if as_json:
+        terminal.write_json(drawn)
+    else:
+        for line in (*drawn["files"], *([drawn["missing"]] if drawn["missing"] else [])):
+            terminal.answers().print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
 def demo(
     workspace: Workspace = Path("demo-workspace"),
     seed: Annotated[int, typer.Option(help="Seed of the simulated world.")] = 0,

@@ -30,7 +30,7 @@ def run(*arguments: str) -> int:
     return code or 0
 
 
-VERBS = ("ingest", "nightly", "stage", "recommend", "serve", "bundles", "rollback", "demo")
+VERBS = ("ingest", "nightly", "stage", "recommend", "serve", "bundles", "rollback", "figures", "demo")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -41,7 +41,9 @@ def test_every_verb_explains_itself_and_takes_a_workspace(
     assert "--workspace" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["ingest", "nightly", "stage", "recommend", "bundles", "rollback"])
+@pytest.mark.parametrize(
+    "verb", ["ingest", "nightly", "stage", "recommend", "bundles", "rollback", "figures"]
+)
 def test_every_verb_that_reports_does_so_as_json_too(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb, "--help") == 0
     assert "--json" in capsys.readouterr().out
@@ -116,6 +118,7 @@ def test_an_interrupt_leaves_with_130(capsys: pytest.CaptureFixture[str]) -> Non
         ("recommend", "--context", "feed", "--user", "u"),
         ("bundles",),
         ("rollback",),
+        ("figures",),
         ("serve",),
         ("stage", "features"),
     ],
