@@ -6,6 +6,7 @@ from recmeta.errors import InputError
 from recmeta.meta.anil import Anil
 from recmeta.meta.domain_negotiation import DomainNegotiation
 from recmeta.meta.first_order_maml import FirstOrderMaml
+from recmeta.meta.implicit_maml import ImplicitMaml
 from recmeta.meta.interface import MetaLearner, Options
 from recmeta.meta.joint import Joint
 from recmeta.meta.learned_optimizer import LearnedOptimizer
@@ -26,6 +27,7 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {
         Anil,
         MetaSgd,
         Reptile,
+        ImplicitMaml,
         Mldg,
         DomainNegotiation,
         LearnedOptimizer,

@@ -15,7 +15,7 @@ from recmeta.meta.registry import META_LEARNERS
 
 def assert_compiled_is_eager(name: str, backend: str) -> None:
     case = make_case(tasks=3, rows=4)
-    learner = make_learner(name, case, inner_steps=2, conjugate_steps=2)
+    learner = make_learner(name, case, inner_steps=2, conjugate_steps=1)
     learnt = case.learnt(learner)
 
     def meta_loss(support: Data, query: Data) -> Tensor:
