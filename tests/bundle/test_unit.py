@@ -73,6 +73,28 @@ def test_the_weights_from_which_a_later_night_starts_are_kept_and_count(tmp_path
     assert names[0] == names[1] != names[2]
 
 
+def test_what_a_meta_learner_learnt_travels_with_the_network_where_there_is_any(
+    tmp_path: Path, graph: Path
+) -> None:
+    for file in ("model.safetensors", "model.json"):
+        (tmp_path / file).write_text("{}")
+
+    def unit() -> Path:
+        name, _ = write_unit(
+            tmp_path, graph, contexts=["a"], users=[], items=[], categories=[], model=tmp_path
+        )
+        return tmp_path / "units" / name
+
+    without = unit()
+    assert not (without / "learner.safetensors").exists()
+    names = []
+    for learnt in (b"one", b"two"):
+        (tmp_path / "learner.safetensors").write_bytes(learnt)
+        assert (unit() / "learner.safetensors").read_bytes() == learnt
+        names.append(unit().name)
+    assert len({without.name, *names}) == 3
+
+
 @pytest.mark.parametrize("line", ["plain", "3", '["u"]', '"u'])
 def test_a_line_that_is_no_id_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "users.txt").write_text(f'"fine"\n{line}\n')

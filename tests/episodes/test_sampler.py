@@ -102,3 +102,65 @@ def test_another_seed_draws_other_episodes() -> None:
         EpisodeSampler(rows, tasks=3, support=4, query=4, steps=1, seed=seed).batch(0) for seed in (0, 1)
     )
     assert not same(first, second)
+
+
+def test_a_narrowed_task_holds_a_subset_of_its_contexts_labels_in_support_and_query() -> None:
+    rows = make_rows({1: 4000, 2: 4000})
+    labels = rows.categories[:, 0]
+    sampler = EpisodeSampler(rows, tasks=8, support=32, query=64, steps=20, seed=0, labels=labels)
+    subsets = []
+    for batch in sampler:
+        first = {part: batch[part]["categories"][:, :, 0] for part in ("support", "query")}
+        assert bool((batch["support"]["time"].amax(1) < batch["query"]["time"].amin(1)).all())
+        subsets += map(frozenset, torch.cat([first["support"], first["query"]], dim=1).tolist())
+    counts = [len(subset) for subset in subsets]
+    assert len(set(subsets)) > 30
+    assert 2.5 < sum(counts) / len(counts) < 4.0  # half of six labels, and one
+    assert min(counts) == 1
+
+
+def test_narrowed_tasks_depend_on_seed_and_number_only() -> None:
+    rows = make_rows({1: 400, 2: 300})
+
+    def fresh(**options: object) -> EpisodeSampler:
+        given = {"tasks": 4, "support": 4, "query": 4, "steps": 5, "seed": 3} | options
+        return EpisodeSampler(rows, **given)  # type: ignore[arg-type]
+
+    labels = rows.item % 7
+    assert same(fresh(labels=labels).batch(3), fresh(labels=labels).batch(3))
+    assert not same(fresh(labels=labels).batch(3), fresh().batch(3))
+    with pytest.raises(InputError, match="expected labels of shape"):
+        fresh(labels=labels[:5])
+
+
+def test_a_subset_with_too_few_rows_gives_way_to_the_whole_context() -> None:
+    rows = make_rows({1: 60})
+    labels = torch.arange(60)  # a label a row: half of them are never enough for 50 rows
+    sampler = EpisodeSampler(rows, tasks=4, support=0, query=50, steps=5, seed=0, labels=labels)
+    for batch in sampler:
+        for group in batch["query"]["group"]:
+            assert len(set(group.tolist())) == 50
+
+
+def test_every_context_is_in_every_batch_where_that_is_asked_for() -> None:
+    rows = make_rows({1: 5000, 2: 50, 3: 10})
+    sampler = EpisodeSampler(rows, tasks=5, support=0, query=2, steps=20, seed=0, every_context=True)
+    others = set()
+    for batch in sampler:
+        contexts = batch["query"]["context"][:, 0].tolist()
+        assert contexts[:3] == [1, 2, 3]
+        others |= set(contexts[3:])
+    assert len(others) > 1
+    with pytest.raises(InputError, match="expected a task for each of 3 contexts, found tasks=2"):
+        EpisodeSampler(rows, tasks=2, support=0, query=2, steps=1, seed=0, every_context=True)
+
+
+def test_one_of_each_is_the_same_at_every_call_and_takes_the_largest() -> None:
+    rows = make_rows({1: 100, 2: 5, 3: 50})
+    sampler = EpisodeSampler(rows, tasks=2, support=3, query=4, steps=1, seed=0)
+    first = sampler.one_of_each(20, most=2)
+    assert first["query"]["context"].tolist() == [[1] * 20, [3] * 20]
+    assert first["support"]["context"].shape == (2, 3)
+    sampler.batch(0)
+    assert same(first, sampler.one_of_each(20, most=2))
+    assert sampler.one_of_each(1, most=9)["query"]["context"].flatten().tolist() == [1, 2, 3]

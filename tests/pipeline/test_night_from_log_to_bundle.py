@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import Copies
 from night_runs import FIRST, SECOND, SETTINGS, SMALL_LOG, champion, finish, nightly, start
 
 from recmeta.errors import InputError, IntervalError
-from recmeta.pipeline import ingest, plan_night, run_night
+from recmeta.pipeline import ingest, plan_night, run_night, run_stage
 from recmeta.settings import load_settings
 from recmeta.stages.night import Night
 
@@ -73,8 +74,6 @@ def test_a_planned_night_stays_what_it_was_when_more_is_ingested(log: Path, copy
 
 
 def test_a_night_costs_its_own_day_of_features_only(first_night: Path, copy_of: Copies) -> None:
-    from recmeta.pipeline import run_stage
-
     workspace = copy_of(first_night)
     report = run_stage(workspace, "features", SECOND)
     day = pl.scan_parquet(workspace / "events" / "*.parquet").filter(
@@ -104,6 +103,53 @@ def test_rows_told_once_or_ten_times_end_in_the_same_bundle(first_night: Path, t
 def test_a_night_that_cannot_be_is_refused(log: Path, until: str, error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         Night.plan(load_settings(log), until)
+
+
+def test_an_unknown_meta_learner_is_refused_at_once_and_leaves_nothing(log: Path, copy_of: Copies) -> None:
+    workspace = copy_of(log)
+    code, _, errors = finish(start("nightly", "--workspace", workspace, "--meta-learner", "magic"))
+    assert code == 2
+    assert "unknown meta-learner 'magic'; there are joint, maml" in errors
+    assert not (workspace / "runs").exists() and not (workspace / "features").exists()
+
+
+def test_the_help_names_every_meta_learner() -> None:
+    from recmeta.meta.registry import META_LEARNERS
+
+    code, output, _ = finish(start("nightly", "--help"))
+    assert code == 0
+    told = set(re.split(r"[\s,.:]+", output))
+    assert set(META_LEARNERS) <= told
+
+
+def test_a_night_of_other_choices_ends_in_a_bundle_and_the_next_goes_on_with_what_they_learnt(
+    log: Path, copy_of: Copies
+) -> None:
+    workspace = copy_of(log)
+    (workspace / "recmeta.toml").write_text(
+        SETTINGS.replace(
+            "[training]",
+            '[training]\nmeta_learner = "meta_sgd"\nbackbone = "mmoe"\nouter = "pcgrad"\n'
+            'adapter_fit = "meta_learner"\nhidden = [16, 8]\ntasks = 4',
+        )
+    )
+    assert nightly(workspace, FIRST)["promoted"]
+    (learnt,) = (workspace / "bundles" / str(champion(workspace))).glob("units/*/learner.safetensors")
+    (trained,) = workspace.glob("runs/20260629-*/train")
+    assert learnt.read_bytes() == (trained / "learner.safetensors").read_bytes()
+    assert (trained / "gradients.csv").read_text().startswith("step,context_a,context_b,cosine\n")
+    model = json.loads((learnt.parent / "model.json").read_text())
+    assert model["shape"]["backbone"] == "mmoe"
+    for stage in ("features", "labels", "rows", "train"):
+        run_stage(workspace, stage, SECOND)
+    (second,) = workspace.glob("runs/20260630-*/train.json")
+    report = json.loads(second.read_text())
+    assert report["warm"] and report["learner_anew"] is None
+    (workspace / "recmeta.toml").write_text((workspace / "recmeta.toml").read_text().replace("mmoe", "mlp"))
+    run_stage(workspace, "train", SECOND)
+    assert sorted(
+        json.loads(done.read_text())["warm"] for done in workspace.glob("runs/20260630-*/train.json")
+    ) == [False, True]
 
 
 def test_a_workspace_without_interactions_is_told_to_ingest(tmp_path: Path) -> None:

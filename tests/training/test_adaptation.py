@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learnable_rows import QUICK, SHAPE, make_rows
+from learnable_rows import QUICK, SHAPE, TINY, TINY_LATER, TINY_ROWS, make_rows, train_tiny
 
-from recmeta.adaptation import adapt
+from recmeta.adaptation import ROWS_PER_STEP, adapt
 from recmeta.episodes.rows import concat
 from recmeta.errors import InputError
 from recmeta.later_data import context_losses
+from recmeta.meta.registry import META_LEARNERS
 from recmeta.model_folder import load_model
 from recmeta.models.adapters import check_adapter
 from recmeta.models.prediction import log_loss, predict_logits
@@ -128,3 +129,90 @@ def test_the_loss_without_an_adapter_is_that_of_the_shared_model(model: SharedMo
     expected = context_losses(model, LATER)
     for context in (1, 3):
         assert fits[context].shared_loss == pytest.approx(expected[context], abs=1e-5)
+
+
+def test_domain_regularization_helps_a_small_context_by_what_its_relatives_know(model: SharedModel) -> None:
+    helped = SETTINGS.model_copy(update={"adapter_fit": "domain_regularization"})
+    fits = adapt(model, ROWS, LATER, [1, 2, 3], helped)
+    assert fits[3].gain > 0.1
+    assert loss_of(model, 3, fits[3].tensors) < 0.85 * loss_of(model, 3, None)
+    assert loss_of(model, 1, fits[1].tensors) < loss_of(model, 1, None) + 0.02
+    again = adapt(model, ROWS, LATER, [1, 2, 3], helped)
+    for context in (1, 2, 3):
+        check_adapter(fits[context].tensors, model.adapter_shapes)
+        for name, tensor in fits[context].tensors.items():
+            assert torch.equal(tensor, again[context].tensors[name])
+    alone = adapt(model, ROWS, LATER, [3], helped)[3]
+    assert not torch.equal(alone.tensors["head_bias"], fits[3].tensors["head_bias"])
+
+
+def test_domain_regularization_keeps_the_pull_to_the_shared_model(model: SharedModel) -> None:
+    def size(proximal: float) -> float:
+        given = SETTINGS.model_copy(
+            update={"adapter_fit": "domain_regularization", "adapt_proximal": proximal}
+        )
+        own = concat([ROWS.of_context(1), ROWS.of_context(3).take(torch.arange(20))])
+        fit = adapt(model, own, LATER, [1, 3], given)[3]
+        return sum(float(tensor.square().sum()) for name, tensor in fit.tensors.items() if name[-2:] != "_a")
+
+    assert size(30.0) < 0.5 * size(0.0)
+
+
+NO_ADAPTATION = ("joint", "mldg", "domain_negotiation")
+"""They look for weights that serve every task as they are."""
+
+BY_LEARNER = SETTINGS.model_copy(update={"adapter_fit": "meta_learner"})
+
+
+@pytest.mark.parametrize("learner", sorted(META_LEARNERS))
+def test_a_meta_learner_adapts_as_it_learnt_to(learner: str, tmp_path: Path) -> None:
+    given = TINY.model_copy(
+        update={"adapter_fit": "meta_learner", "meta_learner": learner, "max_steps": 10, "inner_rate": 0.5}
+    )
+    train_tiny(tmp_path, given)
+    tiny = load_model(tmp_path)
+    fits = adapt(tiny, TINY_ROWS, TINY_LATER, [1, 2, 3], given, learner_from=tmp_path)
+    for fit in fits.values():
+        check_adapter(fit.tensors, tiny.adapter_shapes)
+        assert fit.gain >= 0 and fit.steps in (0, given.inner_steps)
+    if learner in NO_ADAPTATION:
+        assert all(fit.steps == 0 for fit in fits.values())
+    else:
+        assert max(fit.gain for fit in fits.values()) > 0
+
+
+def test_a_meta_learner_moves_a_context_that_differs_and_leaves_alone_what_it_would_harm(
+    model: SharedModel,
+) -> None:
+    given = BY_LEARNER.model_copy(update={"meta_learner": "logistic_head"})
+    fits = adapt(model, ROWS, LATER, [1, 2, 3], given)
+    assert loss_of(model, 3, fits[3].tensors) < 0.9 * loss_of(model, 3, None)
+    own = ROWS.of_context(1)
+    wrong = replace(own, label=1 - own.label)
+    fit = adapt(model, wrong, LATER, [1], given)[1]
+    assert (fit.steps, fit.gain) == (0, 0.0)
+    assert all(not bool(tensor.any()) for tensor in fit.tensors.values())
+
+
+def test_a_meta_learner_reads_the_latest_rows_and_no_context_touches_another(model: SharedModel) -> None:
+    given = BY_LEARNER.model_copy(update={"meta_learner": "maml"})
+    own = ROWS.of_context(3)
+    early = torch.argsort(own.time)[: len(own) - ROWS_PER_STEP]
+    label = own.label.clone()
+    label[early] = 1 - label[early]
+    rows = concat([ROWS.of_context(1), own])
+    changed = concat([ROWS.of_context(1), replace(own, label=label)])
+    together, other = (adapt(model, part, LATER, [1, 3], given) for part in (rows, changed))
+    alone = adapt(model, own, LATER, [3], given)[3]
+    assert together[3].steps > 0
+    for name, tensor in together[3].tensors.items():
+        assert torch.equal(tensor, other[3].tensors[name])
+        torch.testing.assert_close(tensor, alone.tensors[name], atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_meta_learner_learnt_must_be_there_to_adapt_by_it(model: SharedModel, tmp_path: Path) -> None:
+    given = BY_LEARNER.model_copy(update={"meta_learner": "meta_sgd"})
+    with pytest.raises(InputError, match="expected what it learnt in training, found meta_sgd left nothing"):
+        adapt(model, ROWS, LATER, [1], given, learner_from=tmp_path)
+    with pytest.raises(InputError, match="found fast = dense"):
+        adapt(model, ROWS, LATER, [1], given.model_copy(update={"fast": "dense"}))
