@@ -187,6 +187,10 @@ def test_gates_of_pepnet_do_not_pull_at_the_vectors_that_they_read() -> None:
     vectors = torch.randn(ROWS, shape.vectors, requires_grad=True)
     gathered = {"encoded": torch.randn(ROWS, shape.encoded), "vectors": vectors}
     prepared = model.backbone.prepare(gathered, weights)
+    general = slice(None, -shape.context_size)
+    (gradient,) = torch.autograd.grad(prepared["gated"].sum(), vectors, retain_graph=True)
+    gate = prepared["gated"] / vectors
+    torch.testing.assert_close(gradient[:, general], gate[:, general], atol=1e-5, rtol=1e-4)
     (gradient,) = torch.autograd.grad(prepared["gate0"].sum(), vectors)
     read = torch.zeros(shape.vectors, dtype=torch.bool)
     read[: 2 * SIZE] = True  # user and item
