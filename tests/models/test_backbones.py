@@ -97,6 +97,16 @@ def test_training_gathers_what_scoring_gathers(shape: ModelShape) -> None:
         torch.testing.assert_close(training[name], value, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["deepfm", "shared_bottom", "mmoe", "ple", "star"])
+def test_what_a_context_owns_is_penalised_where_it_was_looked_up(name: str) -> None:
+    model, columns = make_model(shape=VARIANTS[name]).train(), make_columns(3)
+    before = model.gather(columns)["size"]
+    own = model.context_weights[columns["context"]].square().sum(-1)
+    with torch.no_grad():
+        model.context_weights.zero_()
+    torch.testing.assert_close(before - own, model.gather(columns)["size"], atol=1e-4, rtol=1e-5)
+
+
 @every
 def test_the_context_matters_and_an_unknown_one_is_index_zero(shape: ModelShape) -> None:
     model, columns = make_model(shape=shape), make_columns(6, shape=shape)
