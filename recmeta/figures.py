@@ -167,6 +167,8 @@ def conflict_figure(cosines: pl.DataFrame, night: str) -> Chart:
 def _heat_map(cosines: pl.DataFrame) -> Chart:
     import altair as alt
 
+    trained = cosines.filter(pl.col("step") > 0)
+    cosines = trained if len(trained) else cosines  # weights that were never trained say little
     mirrored = cosines.rename({"context_a": "context_b", "context_b": "context_a"}).select(cosines.columns)
     pairs = (
         pl.concat([cosines, mirrored])
@@ -201,7 +203,7 @@ def _heat_map(cosines: pl.DataFrame) -> Chart:
                 color=alt.condition(dark, alt.value("white"), alt.value("black")),
             )
         )
-    title = f"Mean over the steps looked at; {_shown(len(shown), everyone, 'in most conflict')}"
+    title = f"Mean over looks after step 0; {_shown(len(shown), everyone, 'in most conflict')}"
     return alt.layer(*layers).properties(
         title=alt.TitleParams(title, anchor="start"), view=alt.ViewBackground(fill="#b8b8b8"), **size
     )

@@ -197,10 +197,10 @@ def test_the_mean_is_over_contexts_that_have_later_rows(tmp_path: Path) -> None:
 def test_the_map_is_symmetric_about_zero_and_the_course_counts_pairs_below_it(tmp_path: Path) -> None:
     cosines = pl.DataFrame(
         {
-            "step": [50, 50, 50, 100],
-            "context_a": ["a", "a", "b", "a"],
-            "context_b": ["b", "c", "c", "b"],
-            "cosine": [0.4, -0.2, -0.1, 0.0],
+            "step": [0, 50, 50, 50, 100],
+            "context_a": ["a", "a", "a", "b", "a"],
+            "context_b": ["b", "b", "c", "c", "b"],
+            "cosine": [1.0, 0.4, -0.2, -0.1, 0.0],
         }
     )
     chart = conflict_figure(cosines, NIGHT)
@@ -209,6 +209,7 @@ def test_the_map_is_symmetric_about_zero_and_the_course_counts_pairs_below_it(tm
     assert ("a", "a") not in cells
     domains = [domain for domain in values(chart.to_dict(), "domain") if domain[0] < 0]
     assert domains == [[pytest.approx(-0.2), pytest.approx(0.2)]]
+    assert "after step 0" in str(values(chart.to_dict(), "title"))
     course = {row["step"]: row for row in rows(chart, "share")}
     assert course[50]["share"] == pytest.approx(2 / 3)
     assert course[50]["cosine"] == pytest.approx(0.1 / 3)
