@@ -143,7 +143,7 @@ def test_domain_regularization_helps_a_small_context_by_what_its_relatives_know(
         for name, tensor in fits[context].tensors.items():
             assert torch.equal(tensor, again[context].tensors[name])
     alone = adapt(model, ROWS, LATER, [3], helped)[3]
-    assert not torch.equal(alone.tensors["head_bias"], fits[3].tensors["head_bias"])
+    assert not torch.allclose(alone.tensors["head_bias"], fits[3].tensors["head_bias"], rtol=1e-2)
 
 
 def test_domain_regularization_keeps_the_pull_to_the_shared_model(model: SharedModel) -> None:
