@@ -55,7 +55,8 @@ def recipes() -> dict[str, Recipe]:
         "reptile": Recipe(
             Options(inner_steps=5, inner_rate=0.02), "maml", Options(inner_steps=32, inner_rate=0.02)
         ),
-        "implicit_maml": Recipe(Options(inner_steps=16, inner_rate=0.01, proximal=2.0, conjugate_steps=5)),
+        "implicit_maml": Recipe(Options(inner_steps=8, inner_rate=0.01, proximal=1.0, conjugate_steps=5)),
+        "learned_optimizer": Recipe(Options(inner_steps=5, inner_rate=0.1, second_order=False)),
     }
 
 

@@ -311,6 +311,18 @@ def test_inputs_are_left_as_they_were(name: str) -> None:
 # --- how they run ------------------------------------------------------------------------------------
 
 
+@every_learner
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_adaptation_needs_no_graph_around_it(name: str, mode: type[torch.no_grad]) -> None:
+    case = make_case()
+    learner = stirred(make_learner(name, case))
+    expected = learner.adapt(case.problem, case.weights, case.support)
+    with mode():
+        found = learner.adapt(case.problem, case.weights, case.support)
+    assert all(value.grad_fn is None for value in found.values())
+    assert_same(found, expected, 1e-6)
+
+
 def train(
     name: str,
     steps: int,
