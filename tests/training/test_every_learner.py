@@ -17,9 +17,11 @@ from learnable_rows import (
 )
 from safetensors.torch import load_file
 
-from recmeta.meta.registry import META_LEARNERS
+from recmeta.meta.outer.registry import get_outer
+from recmeta.meta.registry import META_LEARNERS, get_meta_learner
+from recmeta.models.shared import SharedModel
 from recmeta.settings import TrainingSettings
-from recmeta.training import TrainingReport, train
+from recmeta.training import MetaTraining, TrainingReport, train
 
 LEARNERS = sorted(META_LEARNERS)
 START = 0.6931  # log-loss of a model that knows nothing
@@ -140,5 +142,16 @@ def test_a_learner_moves_its_own_parameters_at_a_rate_of_their_own(trained: Trai
         max(float((rate - 0.1).abs().max()) for rate in load_file(folder / LEARNT).values())
         for folder in (trained["meta_sgd"][0], tmp_path)
     )
-    assert 0 < slow < 40 * 1e-3  # no farther than Adam's rate in each step, and not decayed
+    assert 0 < slow < 40 * 1e-3  # no farther than Adam's rate in each step
     assert fast > 5 * slow
+
+
+def test_what_learners_and_outer_aggregations_learn_is_not_decayed() -> None:
+    learner, outer = get_meta_learner("meta_sgd"), get_outer("uncertainty", contexts=3)
+    module = MetaTraining(SharedModel(TINY_SHAPE), learner, outer, TINY, steps=5)
+    body, learnt = module.configure_optimizers()[0].param_groups
+    assert (body["weight_decay"], body["lr"]) == (TINY.weight_decay, TINY.rate)
+    assert (learnt["weight_decay"], learnt["lr"]) == (0.0, TINY.learner_rate)
+    assert {id(one) for one in learnt["params"]} == {
+        id(one) for one in (*learner.parameters(), *outer.parameters())
+    }
