@@ -49,7 +49,8 @@ def solve_logistic(
     Undamped steps diverge where classes are nearly separable. Along a step that changes logits by at
     most D, the third derivative is at most D times the second, so that ``log(1 + D) / D`` of the step
     minimises an upper bound of the objective: it never rises, and near the end steps are whole
-    (generalised self-concordance, Bach 2010; this length, Sun & Tran-Dinh 2019).
+    (generalised self-concordance, Bach 2010; this length, Sun & Tran-Dinh 2019). With fewer rows than
+    features the steps are made in the space that the rows span, which no step leaves.
 
     Args:
         features: [rows, d].
@@ -62,6 +63,10 @@ def solve_logistic(
     Returns:
         w [outputs, d] and b [outputs].
     """
+    if len(features) < features.shape[1]:
+        short, back = _span(features)
+        slope, intercept = solve_logistic(short, offsets, targets, weight, precision=precision, steps=steps)
+        return slope @ back, intercept
     outputs = targets.shape[1]
     inputs = functional.pad(features, (0, 1), value=1.0)
     prior = torch.full_like(inputs[0], precision)
@@ -86,3 +91,15 @@ def _length(change: Tensor) -> Tensor:
     change = functional.pad(change, (0, 1)) if change.shape[1] == 1 else change  # against class 0's zero
     most = (change.amax(-1) - change.amin(-1)).amax().clamp(min=1e-6)
     return torch.log1p(most) / most
+
+
+def _span(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows in coordinates of the space they span, [rows, rows], and its axes, [rows, d].
+
+    ``features = L Q`` with the axes Q orthonormal, from ``features features.T = L L.T`` (Cholesky).
+    """
+    gram = features @ features.T
+    # Rows that are equal or zero span less than a dimension each: without this there would be no L.
+    least = 10 * torch.finfo(gram.dtype).eps * gram.diagonal().sum() + torch.finfo(gram.dtype).tiny
+    lower = torch.linalg.cholesky(gram + least * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    return lower, torch.linalg.solve_triangular(lower, features, upper=False)

@@ -119,12 +119,14 @@ def test_the_ridge_head_is_scikit_learns_ridge_of_what_the_shared_head_leaves() 
 
 def test_the_logistic_head_is_scikit_learns_logistic_regression_around_the_shared_head() -> None:
     """scikit-learn has no prior mean but zero and no offset, so here both are zero."""
-    for ways in (None, WAYS):
+    for ways, rows in ((None, 50), (WAYS, 50), (None, 5), (WAYS, 5)):  # also fewer rows than features
         net = Net(ways=ways)
         net.already.zero_()
         for name in ("head_weight", "head_bias"):
             net.weights[name].zero_()
-        support = net.tasks(2, 50, seed=2)
+        support = net.tasks(2, rows, seed=2)
+        support["weight"] += 0.5
+        support["label"][:, :WAYS] = torch.arange(ways or 2).repeat(2)[:WAYS]
         data = first(support)
         slope, intercept = added(net, learner("logistic_head", net, inner_steps=25, proximal=0.7), support)
         # A column of this height, with the prior of the others, is an intercept with its own prior.
@@ -228,9 +230,12 @@ def test_without_rows_of_a_class_prototypes_leave_the_head_as_it_is_and_gradient
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ways", [None, WAYS])
-def test_the_gradient_through_the_solution_is_that_of_finite_differences(name: str, ways: int | None) -> None:
+@pytest.mark.parametrize("rows", [5, 8])
+def test_the_gradient_through_the_solution_is_that_of_finite_differences(
+    name: str, ways: int | None, rows: int
+) -> None:
     net = Net(ways=ways)
-    support, query = net.tasks(2, 8, seed=11), net.tasks(2, 8, seed=12)
+    support, query = net.tasks(2, rows, seed=11), net.tasks(2, 8, seed=12)
     support["weight"] = support["weight"] + 0.5
     made = learner(name, net, inner_steps=4)
     weights = {part: value.requires_grad_() for part, value in net.weights.items()}
