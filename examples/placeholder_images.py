@@ -1,8 +1,46 @@
 """Tell placeholder images from product pictures on a new shop's site, from 1, 2 or 5 labels a class.
 
-WHAT
+A shop has grey boxes, 'no image available' cards, logos, camera icons or blurred previews where a
+product's picture is missing, in a style of its own. Fifteen bottom-level models were each made for one
+such site, and each fails on most others. On a new site a stack combines their log-odds. Its meta-learner
+saw 80 other sites: from each model's fit to the few labels, and from its scores on 20 images without a
+label, a teacher says how far to trust it, and the labels then move the stack from there. Beside it stand
+models made from the labels alone, one model of all known sites, and stacks that know less.
 
     python examples/placeholder_images.py
+    python examples/placeholder_images.py --show sheet.png    # what the images look like
+
+All images are drawn here. Sites in the table are new to everything; the settings were chosen on another
+world's. On two cores of a cloud machine it prints this, means and 95 % intervals over 120 sites,
+
+    accuracy                                1 a class        2 a class        5 a class
+    nearest neighbour, pixels           0.775 ± 0.035    0.825 ± 0.031    0.845 ± 0.031
+    prototypes, features                0.866 ± 0.025    0.907 ± 0.021    0.946 ± 0.014
+    logistic regression, features       0.866 ± 0.025    0.914 ± 0.020    0.960 ± 0.011
+    one model of all known sites        0.917 ± 0.019    0.917 ± 0.018    0.917 ± 0.018
+    average of bottom models            0.556 ± 0.026    0.557 ± 0.026    0.555 ± 0.027
+    best single bottom model            0.883 ± 0.026    0.899 ± 0.024    0.926 ± 0.021
+    stack from scratch                  0.895 ± 0.024    0.934 ± 0.017    0.968 ± 0.009
+    stack, shared prior learnt          0.936 ± 0.017    0.950 ± 0.014    0.978 ± 0.008
+    stacking with a teacher             0.939 ± 0.017    0.949 ± 0.015    0.977 ± 0.007
+
+    AUC                                     1 a class        2 a class        5 a class
+    nearest neighbour, pixels           0.912 ± 0.029    0.927 ± 0.026    0.947 ± 0.019
+    prototypes, features                0.945 ± 0.025    0.962 ± 0.017    0.983 ± 0.010
+    logistic regression, features       0.945 ± 0.025    0.969 ± 0.014    0.992 ± 0.005
+    one model of all known sites        0.976 ± 0.008    0.976 ± 0.009    0.978 ± 0.009
+    average of bottom models            0.834 ± 0.048    0.835 ± 0.048    0.837 ± 0.048
+    best single bottom model            0.937 ± 0.022    0.955 ± 0.019    0.969 ± 0.015
+    stack from scratch                  0.937 ± 0.027    0.968 ± 0.015    0.991 ± 0.006
+    stack, shared prior learnt          0.965 ± 0.017    0.974 ± 0.011    0.991 ± 0.008
+    stacking with a teacher             0.962 ± 0.018    0.974 ± 0.012    0.990 ± 0.008
+
+in 48 seconds of one core. So: with one label a class the stack is .044 ± .017 more accurate than one made
+from the labels alone and .056 ± .021 than the model that fits them best; with five the first gap is down
+to .009 ± .005. A learnt prior that is the same for all sites does as well here as the teacher's; where one
+model of many is right, and another each time, it takes the teacher (`tests/meta/few_labels`). By AUC, one
+model of all known sites is ahead with one label and behind with five. The plain average fails in accuracy
+rather than in AUC: foreign models lean to one side.
 """
 
 from __future__ import annotations
@@ -60,6 +98,7 @@ class Site:
 
 
 def draw_site(draw: Generator, family: int) -> Site:
+    """A shop of its own taste."""
     grey = draw.uniform(0.55, 1.0) if draw.random() < 0.75 else draw.uniform(0.05, 0.3)
     ground = np.clip(grey + draw.normal(0, 0.04, 3), 0, 1)
     away = -1 if grey > 0.5 else 1
@@ -79,6 +118,7 @@ def draw_site(draw: Generator, family: int) -> Site:
 
 
 def paint(image: Array, mask: Array, colour: Array) -> None:
+    """Colour the masked part, in place."""
     image += mask[..., None] * (colour - image)
 
 
@@ -95,6 +135,7 @@ def plain(colour: Array) -> Array:
 
 
 def blurred(image: Array, times: int) -> Array:
+    """Means of three by three, over and over."""
     for _ in range(times):
         for axis in (0, 1):
             padded = np.pad(image, [(1, 1) if axis == at else (0, 0) for at in range(3)], mode="edge")
@@ -111,7 +152,8 @@ def draw_product(site: Site, draw: Generator) -> Array:
     image = plain(site.stage)
     if draw.random() < site.scene:
         image = plain(draw.uniform(0.3, 0.9, 3))
-        paint(image, Y > draw.uniform(-0.1, 0.3), draw.uniform(0.2, 0.8, 3))
+        floor = draw.uniform(-0.1, 0.3)
+        paint(image, floor < Y, draw.uniform(0.2, 0.8, 3))
         for _ in range(draw.integers(1, 4)):
             y, x = draw.uniform(-0.5, 0.5, 2)
             paint(image, box(y, x, *draw.uniform(0.05, 0.25, 2)), draw.uniform(0, 1, 3))
@@ -130,6 +172,7 @@ def draw_product(site: Site, draw: Generator) -> Array:
 
 
 def draw_placeholder(site: Site, draw: Generator) -> Array:
+    """One of the site's ways to say that there is no picture."""
     family = FAMILIES[draw.choice(site.families)]
     ground = site.ground + draw.normal(0, 0.03)
     size = site.size * draw.uniform(0.85, 1.15)
@@ -167,7 +210,7 @@ def draw_images(site: Site, count: int, draw: Generator) -> tuple[Array, Array]:
 
 
 def describe(images: Array) -> Array:
-    """What a model reads of an image: coarse grey values, coarse edges, and a few statistics; [images, 88]."""
+    """What a model reads of an image: coarse grey values and edges, and statistics; [images, 88]."""
     grey = images.mean(3)
     edges = np.zeros_like(grey)
     edges[:, 1:, :] += abs(np.diff(grey, axis=1))
@@ -204,7 +247,7 @@ def contact_sheet(sites: list[Site], draw: Generator) -> Array:
     for site in sites:
         images, _ = draw_images(site, 8, draw)
         framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1)
-        line = list(framed[:8]) + [np.ones((SIDE + 2, 10, 3))] + list(framed[8:])
+        line = [*framed[:8], np.ones((SIDE + 2, 10, 3)), *framed[8:]]
         lines.append(np.concatenate(line, 1))
     return np.concatenate(lines).repeat(2, 0).repeat(2, 1)
 
@@ -237,6 +280,7 @@ def train_bottom_models(count: int, draw: Generator) -> list[LogisticRegression]
 
 
 def picture_site(models: list[LogisticRegression], count: int, draw: Generator) -> Pictures:
+    """A site nobody made a model for, as the bottom-level models see it."""
     images, label = draw_images(draw_site(draw, int(draw.integers(len(FAMILIES)))), count, draw)
     columns = describe(images)
     scores = np.stack([model.decision_function(columns) for model in models], 1)
@@ -271,10 +315,12 @@ def support_rows(labelled: list[Pictures], unlabelled: list[Pictures]) -> dict[s
 
 
 def logits(weights: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
+    """The stack: log-odds of a placeholder."""
     return data["scores"] @ weights["head_weight"] + weights["head_bias"]
 
 
 def loss(weights: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
+    """Weighted mean log-loss."""
     each = binary_cross_entropy_with_logits(logits(weights, data), data["label"], reduction="none")
     return (each * data["weight"]).sum() / data["weight"].sum()
 
@@ -282,7 +328,7 @@ def loss(weights: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
 PROBLEM = Problem(
     loss=loss, embed=lambda data: (data["scores"], data["scores"].new_zeros(len(data["scores"])))
 )
-# Chosen on worlds of seeds 100 and 101, of which no site is in the table.
+# Chosen on the world of seed 100, of which no site is in the table.
 STACK = Options(inner_steps=4, proximal=1.0)
 
 
@@ -400,7 +446,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--show", type=Path, metavar="FILE.png", help="only draw ten sites' images")
     parser.add_argument("--quick", action="store_true", help="few sites: seconds, and wide intervals")
-    parser.add_argument("--worlds", type=int, nargs="+", default=[0, 1], help="seeds; settings saw 100, 101")
+    parser.add_argument("--worlds", type=int, nargs="+", default=[0, 1], help="seeds; settings saw 100")
     arguments = parser.parse_args()
     if arguments.show:
         draw = np.random.default_rng(arguments.worlds[0])
