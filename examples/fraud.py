@@ -1,8 +1,51 @@
 """Find fraud in a merchant segment of which only 10, 30 or 100 transactions have been reviewed.
 
-WHAT
+Fraud follows a few patterns that segments share, while each segment has its own customers, its own mix of
+patterns, and honest customers who look like one of them. So a model of all segments misjudges each, and
+a new segment has too few reviewed transactions for a model of its own. Here a network is meta-trained on
+40 known segments, so that a few steps on reviewed transactions fit it to a new one; then a teacher, learnt
+on the known segments too, says which of a new segment's unreviewed transactions the network may learn from.
 
     python examples/fraud.py
+
+Transactions are simulated, 1.5 to 3 % of them fraud, in time order: reviewed and unreviewed ones are from
+the first half, scored ones from the second, where patterns have drifted. One reviewed transaction in five
+is a chargeback. Settings were chosen on other worlds than those in the table. On two cores of a cloud
+machine it prints this, means and 95 % intervals over 60 new segments,
+
+    average precision                         10 labels        30 labels       100 labels
+    logistic regression, from scratch     0.251 ± 0.036    0.256 ± 0.033    0.318 ± 0.035
+    LightGBM, from scratch                0.105 ± 0.018    0.170 ± 0.023    0.303 ± 0.033
+    LightGBM, pooled                      0.219 ± 0.023    0.219 ± 0.023    0.219 ± 0.023
+    joint                                 0.227 ± 0.023    0.227 ± 0.023    0.227 ± 0.023
+    joint + fine-tune                     0.299 ± 0.036    0.296 ± 0.035    0.360 ± 0.039
+    MAML                                  0.316 ± 0.036    0.321 ± 0.037    0.373 ± 0.039
+    MAML + self-training                  0.324 ± 0.035    0.350 ± 0.036    0.379 ± 0.038
+    MAML + self-training, checked         0.316 ± 0.035    0.327 ± 0.036    0.375 ± 0.039
+
+    AUC                                       10 labels        30 labels       100 labels
+    logistic regression, from scratch     0.821 ± 0.024    0.885 ± 0.014    0.917 ± 0.011
+    LightGBM, from scratch                0.728 ± 0.029    0.836 ± 0.019    0.914 ± 0.009
+    LightGBM, pooled                      0.925 ± 0.008    0.925 ± 0.008    0.925 ± 0.008
+    joint                                 0.929 ± 0.007    0.929 ± 0.007    0.929 ± 0.007
+    joint + fine-tune                     0.928 ± 0.009    0.936 ± 0.008    0.949 ± 0.006
+    MAML                                  0.937 ± 0.008    0.942 ± 0.008    0.953 ± 0.005
+    MAML + self-training                  0.939 ± 0.008    0.946 ± 0.008    0.954 ± 0.005
+    MAML + self-training, checked         0.936 ± 0.009    0.944 ± 0.008    0.953 ± 0.005
+
+    average precision of MAML + self-training, less that of
+    logistic regression, from scratch     0.074 ± 0.020    0.094 ± 0.026    0.061 ± 0.020
+    LightGBM, from scratch                0.219 ± 0.031    0.180 ± 0.026    0.076 ± 0.017
+    LightGBM, pooled                      0.105 ± 0.031    0.132 ± 0.035    0.160 ± 0.036
+    joint                                 0.098 ± 0.029    0.124 ± 0.034    0.153 ± 0.035
+    joint + fine-tune                     0.025 ± 0.015    0.054 ± 0.019    0.019 ± 0.012
+    MAML                                  0.009 ± 0.012    0.029 ± 0.017    0.006 ± 0.009
+    MAML + self-training, checked         0.009 ± 0.008    0.024 ± 0.016    0.004 ± 0.007
+
+in 75 seconds of one core. So: ten labels and what other segments taught find more than thirty labels alone
+do, and about as much as a hundred. Self-training adds .009 ± .012, .029 ± .017 and .006 ± .009 to MAML: at
+30 labels a gain, elsewhere none that is sure, nowhere a loss. The check on left-out labels rejects most of
+it: of so few labels it can ask too little. The pooled trees rank well by AUC, and worst at the very top.
 """
 
 from __future__ import annotations
@@ -185,8 +228,8 @@ def meta_train(learner: MetaLearner, known: list[Segment], steps: int, seed: int
     """Where a new segment starts."""
     weights = start(seed)
     learner.prepare(PROBLEM, weights)
-    optimizer = torch.optim.Adam([*weights.values(), *learner.parameters()], lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    optimizer = torch.optim.Adam([*weights.values(), *learner.parameters()])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
     for support, _, query in episodes(known, steps, seed):
         optimizer.zero_grad()
         learner.meta_losses(PROBLEM, weights, support, query).mean().backward()
@@ -209,7 +252,7 @@ def teach(trainer: SelfTraining, weights: Weights, known: list[Segment], steps: 
 Contestant = Callable[[list[Segment], list[Array]], list[Array]]
 """From each new segment's reviewed transactions, and its unlabelled ones, to a scorer's later scores."""
 
-TREES = {"objective": "binary", "verbosity": -1, "num_threads": 1, "seed": 0, "learning_rate": 0.05}
+TREES = {"objective": "binary", "verbosity": -1, "num_threads": 1, "seed": 0}
 
 
 def contestants(known: list[Segment], later: list[Array], *, steps: int, seed: int) -> dict[str, Contestant]:
@@ -231,7 +274,7 @@ def contestants(known: list[Segment], later: list[Array], *, steps: int, seed: i
     everything = lightgbm.Dataset(
         np.concatenate([segment.x for segment in known]), np.concatenate([segment.y for segment in known])
     )
-    pooled = lightgbm.train(TREES | {"num_leaves": 31}, everything, steps // 4)
+    pooled = lightgbm.train(TREES | {"num_leaves": 31, "learning_rate": 0.05}, everything, steps // 4)
     of_pooled = [np.asarray(pooled.predict(rows)) for rows in later]
 
     joint, maml = get_meta_learner("joint"), get_meta_learner("maml", MAML)

@@ -39,7 +39,8 @@ class SelfTrainingOptions:
     strength: float = 1.0
     """All unlabelled rows together count at most this many times as much as all labelled ones."""
     checked: bool = True
-    """Whether a task keeps its student only where left-out labelled rows say that it is better."""
+    """Whether a task keeps its student only where left-out labelled rows say that it is better. So few rows
+    also reject much that is good (examples/fraud.py): leave it out where the teacher knows such tasks."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no self-training."""
