@@ -2,10 +2,10 @@
 
     python benchmarks/meta_learners.py --source deskdrop PATH --out benchmarks/meta_learners_deskdrop.md
 
-Rows, split, features, stopping rule and budget are those of `recmeta nightly`, the same for every method;
-with one seed all methods start from the same weights. Each row of a table is a whole method: how the
-shared model is learnt, and what is done for a context afterwards. Nothing is chosen on test rows. What is
-known may be kept (``--keep DIR``) and is not computed again.
+Rows, split, features and stopping rule are those of `recmeta nightly`, and the budget of steps is the same
+for every method; with one seed all methods start from the same weights. Each row of a table is a whole
+method: how the shared model is learnt, and what is done for a context afterwards. Nothing is chosen on
+test rows. What is known may be kept (``--keep DIR``) and is not computed again.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ MAMDR = {
     "MLDG": _learner("mldg", None, fast="dense", inner_steps=1),
     "DN": _learner("domain_negotiation", None, fast="dense", inner_steps=1),
     "DR": Method({}, "domain_regularization"),
-    "DN + DR (MAMDR)": _learner(
-        "domain_negotiation", "domain_regularization", fast="dense", inner_steps=1
-    ),
+    "DN + DR (MAMDR)": _learner("domain_negotiation", "domain_regularization", fast="dense", inner_steps=1),
 }
 """The methods that MAMDR (Luo et al. 2023) compares."""
 
@@ -156,9 +154,9 @@ def load(workspace: Path) -> Log:
 class Runs:
     """Scores of validation and test rows by (backbone, method, seed), kept in a folder."""
 
-    def __init__(self, log: Log, folder: Path) -> None:
-        """Keep everything under ``folder``."""
-        self.log, self.folder = log, folder
+    def __init__(self, log: Log, folder: Path, steps: int) -> None:
+        """Keep everything under ``folder``; ``steps`` is the budget of every method."""
+        self.log, self.folder, self.steps = log, folder, steps
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, backbone: str, method: str, seed: int) -> Path:
@@ -292,7 +290,7 @@ class Runs:
         return {part: rows.of_context(context) for part, rows in self.log.parts.items()}
 
     def _settings(self, backbone: str, changes: Mapping[str, Any], seed: int) -> Settings:
-        training = {"seed": seed, "backbone": backbone, **changes}
+        training = {"seed": seed, "backbone": backbone, "max_steps": self.steps, **changes}
         return load_settings(self.log.settings.workspace, training=training)
 
 
@@ -398,7 +396,8 @@ def main() -> None:
     parser.add_argument("--source", choices=("deskdrop", "cofacts", "simulator"), required=True)
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--backbones", nargs="+", default=["mlp", "mmoe"])
+    parser.add_argument("--steps", type=int, default=500, help="of training, at the most, for every method")
+    parser.add_argument("--backbones", nargs="+", default=["mlp", "star"])
     parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=["mamdr"])
     parser.add_argument("--workspace", type=Path, default=None, help="kept and used again where given")
     parser.add_argument("--keep", type=Path, default=None, help="folder for models and scores")
@@ -412,10 +411,11 @@ def main() -> None:
             ingest(workspace, arguments.source, arguments.path)
         for stage in ("features", "labels", "rows"):
             run_stage(workspace, stage)
-        runs = Runs(load(workspace), arguments.keep or Path(temporary) / "runs")
+        runs = Runs(load(workspace), arguments.keep or Path(temporary) / "runs", arguments.steps)
         for seed in range(arguments.seeds):
             runs.baselines(seed)
-            for backbone in arguments.backbones:
+        for backbone in arguments.backbones:
+            for seed in range(arguments.seeds):
                 runs.alone(backbone, seed)
                 for name, method in methods.items():
                     runs.method(backbone, name, method, seed)
@@ -427,7 +427,7 @@ def main() -> None:
         command = (
             f"python benchmarks/meta_learners.py --source {arguments.source}"
             f"{' PATH' if arguments.path else ''} --seeds {arguments.seeds} "
-            f"--backbones {' '.join(arguments.backbones)} --groups {groups}"
+            f"--steps {arguments.steps} --backbones {' '.join(arguments.backbones)} --groups {groups}"
         )
         text = table(rows, runs.log.contexts.names, command, arguments.seeds)
     print(text)
