@@ -30,6 +30,10 @@ HIDDEN = 20
 PRECISION = 10.0
 """The paper's p: slopes smaller than e^-10 are told by their size, larger ones by its logarithm."""
 
+KEPT = 3.0
+"""What is added to the bias of forget gates at the start: a cell then keeps 95 % from step to step, as a
+momentum of 0.95 would, instead of half."""
+
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 """What the two layers remember: output and cell of the first, of the second; [tasks, numbers, HIDDEN]."""
 
@@ -172,6 +176,7 @@ class _Layer(nn.Module):
     def draw(self, generator: torch.Generator) -> None:
         for weight in (self.read, self.recur, self.bias):
             weight.uniform_(-(HIDDEN**-0.5), HIDDEN**-0.5, generator=generator)
+        self.bias[HIDDEN : 2 * HIDDEN] += KEPT
 
     def forward(self, read: Tensor, output: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         like = read.dtype
