@@ -273,7 +273,7 @@ class Runs:
         self.keep(backbone, name, seed, scores, seconds)
 
     def alone(self, backbone: str, seed: int) -> None:
-        """A network for each context that sees this context's rows only."""
+        """A network for each context that sees this context's rows only: there, backbones hardly differ."""
         if self.path(backbone, ALONE, seed).exists():
             return
         parts, seconds = self.log.parts, 0.0
@@ -414,14 +414,14 @@ def main() -> None:
         runs = Runs(load(workspace), arguments.keep or Path(temporary) / "runs", arguments.steps)
         for seed in range(arguments.seeds):
             runs.baselines(seed)
+            runs.alone(arguments.backbones[0], seed)
         for backbone in arguments.backbones:
             for seed in range(arguments.seeds):
-                runs.alone(backbone, seed)
                 for name, method in methods.items():
                     runs.method(backbone, name, method, seed)
         named = [("-", name) for name in BASELINES]
-        for backbone in arguments.backbones:
-            named += [(backbone, name) for name in (ALONE, *methods)]
+        named.append((arguments.backbones[0], ALONE))
+        named += [(backbone, name) for backbone in arguments.backbones for name in methods]
         rows = rows_of(runs, named, arguments.seeds)
         groups = " ".join(arguments.groups)
         command = (
