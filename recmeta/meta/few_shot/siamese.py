@@ -10,6 +10,11 @@ from torch.nn import functional
 
 from recmeta.meta.few_shot.interface import FewShotClassifier, one_hot
 
+FIRST_WEIGHT, FIRST_BIAS = -0.3, 3.0
+"""Where α and b start: rows without a difference are the same, and each difference counts enough that the
+first steps do not turn its sign. With α near 0 the net learnt to tell training classes apart by the signs of
+features, and was below chance on digits that it had never met."""
+
 
 class Siamese(FewShotClassifier):
     """Siamese networks for one-shot recognition (Koch et al. 2015, section 3.1).
@@ -22,8 +27,8 @@ class Siamese(FewShotClassifier):
     def __init__(self, embedding: Callable[[Tensor], Tensor], *, features: int) -> None:
         """Take the embedding and its width; at first every difference speaks against sameness alike."""
         super().__init__(embedding)
-        self.weight = nn.Parameter(torch.full((features,), -1.0 / features))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.weight = nn.Parameter(torch.full((features,), FIRST_WEIGHT))
+        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
 
     def verify(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the logits of being the same for features [..., d] and [..., d]: [...]."""
