@@ -186,8 +186,12 @@ class _Program:
         return self._loss(adapter, gathered) + pull * distance
 
     def _next_rows(self) -> tuple[Tensor, Tensor]:
-        """Each context's next rows in a random order without repetition, padded: [contexts, rows]."""
-        index = np.zeros((len(self.positions), ROWS_PER_STEP), dtype=np.int64)
+        """Each context's next rows in a random order without repetition, padded: [contexts, rows].
+
+        No wider than the largest of them needs: a new surface has a handful of rows.
+        """
+        width = min(ROWS_PER_STEP, max(len(position) for position in self.positions))
+        index = np.zeros((len(self.positions), width), dtype=np.int64)
         present = np.zeros(index.shape, dtype=np.float32)
         for row, position in enumerate(self.positions):
             if len(position) <= ROWS_PER_STEP:
