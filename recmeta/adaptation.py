@@ -101,8 +101,7 @@ def adapt(
     check_choices(settings)
     if len(set(contexts)) != len(contexts):
         raise InputError(f"adaptation: expected each context once, found {list(contexts)}")
-    own = {context: _positions(training, context) for context in contexts}
-    later = {context: _positions(validation, context) for context in contexts}
+    own, later = _positions(training, contexts), _positions(validation, contexts)
     fitted = [context for context in contexts if len(own[context]) and len(later[context])]
     nothing = AdapterFit(model.zero_adapter(), 0, 0, 0.0, 0.0)
     fits = {context: nothing for context in contexts if context not in fitted}
@@ -124,8 +123,13 @@ def adapt(
     return {context: fits[context] for context in contexts}
 
 
-def _positions(rows: Rows, context: int) -> npt.NDArray[np.int64]:
-    return np.flatnonzero((rows.context == context).numpy() & (rows.weight > 0).numpy()).astype(np.int64)
+def _positions(rows: Rows, contexts: Sequence[int]) -> dict[int, npt.NDArray[np.int64]]:
+    """Where the rows of each context lie, as far as they have weight: one look at the rows for all."""
+    counted = np.flatnonzero((rows.weight > 0).numpy()).astype(np.int64)
+    context = rows.context.numpy()[counted]
+    order = np.argsort(context, kind="stable")
+    ends = np.searchsorted(context, [[number, number + 1] for number in contexts], sorter=order)
+    return {number: counted[order[start:end]] for number, (start, end) in zip(contexts, ends, strict=True)}
 
 
 class _Program:
@@ -143,6 +147,7 @@ class _Program:
         self._draws = [np.random.default_rng([settings.seed, context]) for context in contexts]
         self._left: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64) for _ in contexts]
         self._start = model.starting_adapter(settings.seed)
+        self._gathered: dict[str, Tensor] | None = None
         self._pull = torch.tensor([settings.adapt_proximal / len(position) for position in positions])
         self._gradients = vmap(grad(self._objective), in_dims=(0, 0, 0))
         self._helped = settings.adapter_fit == "domain_regularization"
@@ -157,14 +162,23 @@ class _Program:
 
     def gradients(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of each context's objective on its next rows."""
-        index, present = self._next_rows()
         with torch.no_grad():
-            gathered = self._model.gather(self._rows.take_columns(index))
-            gathered["weight"] = gathered["weight"] * present
+            gathered = self._gather()
             if self._helped:
                 return self._directions(stacked, gathered)
             found: dict[str, Tensor] = self._gradients(dict(stacked), gathered, self._pull)
         return found
+
+    def _gather(self) -> dict[str, Tensor]:
+        """What the shared model reads of the next rows; once for all steps where all rows fit into one."""
+        if self._gathered is None:
+            index, present = self._next_rows()
+            gathered = self._model.gather(self._rows.take_columns(index))
+            gathered["weight"] = gathered["weight"] * present
+            if max(len(position) for position in self.positions) > ROWS_PER_STEP:
+                return gathered
+            self._gathered = gathered
+        return self._gathered
 
     def _directions(self, stacked: Mapping[str, Tensor], gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What helpers and own rows agree on; the pull to the start is each context's own affair."""
