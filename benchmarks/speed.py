@@ -546,7 +546,7 @@ def report(runs: list[dict[str, Any]], command: str) -> str:
         "## Adapting many contexts",
         "",
         f"`recmeta.adaptation.adapt`, one thread: {contexts:,} contexts, {chunk} in one program (as many as "
-        "the nightly run puts together; more were no faster), and a loop of calls with one each.",
+        "the nightly run puts together), and a loop of calls with one each.",
         "",
         *contexts_table(runs[0]),
     ]
