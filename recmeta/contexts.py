@@ -97,7 +97,20 @@ class Context(_Declaration):
     positives: EventTypes
     negatives: Negatives
     features: list[str] | None = Field(
-        default=None, description="contexts whose counters this one reads; all of them where left out"
+        default=None,
+        description="contexts whose counters this one reads; where left out, all with columns of their own",
+    )
+    columns: Literal["own", "roles"] = Field(
+        default="own",
+        description="roles: a surface that was onboarded. No column bears its name, so that its coming "
+        "changes no other context's rows; its own are made of role columns. Changed to own: the next night "
+        "learns the shared model anew, over columns that know the surface by name",
+    )
+    family: str | None = Field(
+        default=None,
+        pattern=CONTEXT_NAME.pattern,
+        description="contexts whose labels go together (commenting follows a thread by itself) share one: "
+        "evidence about new surfaces holds them out together",
     )
 
     @property
@@ -166,6 +179,15 @@ class Contexts(_Declaration):
         if not self.contexts:
             raise ValueError("expected at least one context, found none")
         for context in self.contexts.values():
+            namesake = self.contexts.get(context.family or context.name)
+            if namesake is not None and (namesake.family or namesake.name) != (
+                context.family or context.name
+            ):
+                raise ValueError(
+                    f"context {context.name!r}: family {context.family!r} is the name of a context "
+                    f"that is of another family, {namesake.family!r}"
+                )
+        for context in self.contexts.values():
             source = context.negatives.source
             if isinstance(source, ExposureNegatives) and (
                 source.context not in self.contexts or source.context == context.name
@@ -189,6 +211,18 @@ class Contexts(_Declaration):
         """All names, in alphabetical order."""
         return tuple(self.contexts)
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Contexts that have columns of their own, in alphabetical order."""
+        return tuple(name for name, context in self.contexts.items() if context.columns == "own")
+
+    def families(self) -> dict[str, tuple[str, ...]]:
+        """Names by label family, in alphabetical order; who is of none is a family alone, by its own name."""
+        found: dict[str, list[str]] = {}
+        for name, context in self.contexts.items():
+            found.setdefault(context.family or name, []).append(name)
+        return {family: tuple(names) for family, names in sorted(found.items())}
+
     def __getitem__(self, name: str) -> Context:
         """The context ``name``; `ContextError` where it is not declared."""
         check_context_name(name)
@@ -204,7 +238,7 @@ class Contexts(_Declaration):
     def feature_sources(self, name: str) -> tuple[str, ...]:
         """The contexts whose counters context ``name`` reads, in the order of their names."""
         read = self[name].features
-        return self.names if read is None else tuple(sorted({*read, name}))
+        return tuple(sorted({*(self.named if read is None else read), name}))
 
 
 def check_context_name(name: object) -> str:

@@ -5,13 +5,17 @@ context is to the row: the target, and the mean and the peak of the others (the 
 shortest time); so a surface that is new works through columns whose use was learnt on others. *Common*
 columns hold rates, ages and the time of day. No column says which context the row is of.
 
+A context that was onboarded (``columns: roles``) has no named columns: its rows are made of the others'
+named columns and of role columns, so that the layout stays when a surface comes. From the named columns
+alone a row can be seen as of another context (`as_context`) or of a newcomer (`as_newcomer`).
+
 This module knows numpy only: the training rows and the server call `FeatureSpace.assemble` with the same
 stored counters and the same instants, and get the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,7 +24,7 @@ import numpy.typing as npt
 
 from recmeta.artifacts import digest_of
 from recmeta.contexts import Contexts, ExposureNegatives, SampledNegatives
-from recmeta.errors import SchemaError
+from recmeta.errors import ContextError, SchemaError
 from recmeta.features.counters import MICROSECONDS_PER_HOUR, advance, empty_state, split_row_time
 from recmeta.features.schema import ITEM, KINDS, USER, USER_ITEM, counter_names, duration_label, view_name
 
@@ -29,6 +33,8 @@ Float64s = npt.NDArray[np.float64]
 
 NO_ROW_HOURS = 10_000.0
 """Hours since what never happened: longer than a year, so that a model can tell it from the rare."""
+
+_SHOWN_NEVER = np.log1p(np.float32(NO_ROW_HOURS), dtype=np.float32)
 
 RATE_WEIGHT = 5.0
 """Exposures that the prior of a rate counts for: below about five a rate says more of luck than of taste."""
@@ -75,7 +81,9 @@ class FeatureSpace:
         self._longest = duration_label(max(self.half_lives))
         nearest = min(self.half_lives, key=lambda half_life: abs(half_life - POPULARITY_WINDOW))
         self._popular = f"positives_{duration_label(nearest)}"
-        self._negatives = any(context.negative_events for context in contexts.declared())
+        self.named = contexts.named
+        # Other surfaces may say no in events of their own: a newcomer's must not change the layout.
+        self._negatives = any(contexts[name].negative_events for name in self.named)
         self.names = self._layout()
         self._index = {name: index for index, name in enumerate(self.names)}
         self.size = len(self.names)
@@ -83,8 +91,8 @@ class FeatureSpace:
             list(self.names),
             [half_life.total_seconds() for half_life in self.half_lives],
             history_length,
-            {name: contexts.feature_sources(name) for name in contexts.names},
-            {name: self._exposures_of(name) for name in contexts.names},
+            {name: contexts.feature_sources(name) for name in contexts.named},
+            {name: self._exposures_of(name) for name in contexts.named},
             [NO_ROW_HOURS, RATE_WEIGHT, RATE_PRIOR],
         )
 
@@ -98,10 +106,10 @@ class FeatureSpace:
 
     def _layout(self) -> tuple[str, ...]:
         names: list[str] = []
-        for context in self.contexts.declared():
+        for context in self.named:
             for kind in KINDS:
-                negatives = bool(context.negative_events)
-                names += [f"{context.name}:{kind}:{c}" for c in self._columns(kind, negatives=negatives)]
+                negatives = bool(self.contexts[context].negative_events)
+                names += [f"{context}:{kind}:{c}" for c in self._columns(kind, negatives=negatives)]
         for kind in KINDS:
             names += [f"target:{kind}:{c}" for c in self._columns(kind, negatives=self._negatives)]
         for role in ("mean", "peak"):
@@ -123,6 +131,17 @@ class FeatureSpace:
         """
         parts = [name.split(":") for name in self.names]
         return tuple(index for index, part in enumerate(parts) if len(part) == 1 or part[1] == USER)
+
+    @property
+    def target_columns(self) -> tuple[int, ...]:
+        """Where the columns stand that hold the target's own counters and rates."""
+        roles = ("target", "rate")
+        return tuple(index for index, name in enumerate(self.names) if name.split(":")[0] in roles)
+
+    @property
+    def role_columns(self) -> tuple[int, ...]:
+        """Where the columns stand that bear no context's name."""
+        return tuple(index for index, name in enumerate(self.names) if name.split(":")[0] not in self.named)
 
     def index(self, name: str) -> int:
         """Where a column stands.
@@ -178,6 +197,8 @@ class FeatureSpace:
         }
         dense = np.zeros((rows, self.size), dtype=np.float32)
         for (name, kind), values in counters.items():
+            if name not in self.named:
+                continue
             for column in self._columns(kind, negatives=bool(self.contexts[name].negative_events)):
                 dense[:, self._index[f"{name}:{kind}:{column}"]] = self._shown(values, column)
         self._put_roles(dense, context, sources, counters)
@@ -243,8 +264,105 @@ class FeatureSpace:
                 exposures = np.zeros(len(dense), dtype=np.float32) if read else hits
                 for name, counter in read:
                     exposures += counters[name, kind][:, self._counters.index(f"{counter}{suffix}")]
-                smoothed = (hits + RATE_WEIGHT * RATE_PRIOR) / (exposures + RATE_WEIGHT)
-                dense[:, self._index[f"rate:{kind}:{label}"]] = smoothed
+                dense[:, self._index[f"rate:{kind}:{label}"]] = _smoothed(hits, exposures)
+
+    # Rows seen otherwise --------------------------------------------------------------------------
+
+    def as_context(self, dense: Float32s, target: str | None, *, hidden: Collection[str] = ()) -> Float32s:
+        """Return rows as they would be if ``target`` were the target and ``hidden`` contexts did not exist.
+
+        Made from the named columns alone, which any context's rows have: the same rows give the same bits
+        offline and online. Named columns have the float32 of a logarithm, so that a rate may differ in its
+        last bit from what `assemble` makes of the counters.
+
+        Args:
+            dense: [n, size]; not changed.
+            target: a context with named columns; None: one that has no log of its own yet.
+            hidden: contexts with named columns, ``target`` not among them.
+
+        Raises:
+            ContextError: ``target`` or a hidden one has no named columns.
+        """
+        seen = self._without(dense, hidden, target)
+        for column, name in self._role_names("target"):
+            source = self._index.get(f"{target}:{name}")
+            seen[:, column] = self._nothing(name) if source is None else seen[:, source]
+        exposures = [] if target is None else self._exposures_of(target)
+        for kind in (USER, ITEM):
+            for label, suffix in (("total", ""), (self._longest, f"_{self._longest}")):
+                hits = self._counted(seen, f"target:{kind}:positives{suffix}")
+                terms = [(context, counter) for context, counter in (term.split(":") for term in exposures)]
+                read = [self._counted(seen, f"{c}:{kind}:{counter}{suffix}") for c, counter in terms]
+                total = sum(read, np.zeros(len(dense), dtype=np.float32)) if read else hits
+                seen[:, self._index[f"rate:{kind}:{label}"]] = _smoothed(hits, total)
+        return seen
+
+    def as_newcomer(self, dense: Float32s, context: str, *, hidden: Collection[str] = ()) -> Float32s:
+        """Return rows of ``context`` as rows of a context that has no columns of its own.
+
+        Its named columns are emptied, like those of ``hidden`` contexts; what it has of its own log in
+        target and rate columns stays. Rows of a context that has none stay as they are, but for ``hidden``.
+
+        Raises:
+            ContextError: a hidden context has no named columns.
+        """
+        gone = {*hidden, context} if context in self.named else set(hidden)
+        return self._without(dense, gone, None) if gone else dense.copy()
+
+    def _without(self, dense: Float32s, hidden: Collection[str], target: str | None) -> Float32s:
+        """Rows whose named, mean, peak, age and seen columns know nothing of ``hidden`` contexts."""
+        for name in (*hidden, *([] if target is None else [target])):
+            if name not in self.named:
+                raise ContextError(f"expected one of {', '.join(self.named)}, found {name!r}")
+        seen = dense.copy()
+        for column, name in enumerate(self.names):
+            context, _, counter = name.partition(":")
+            if context in hidden:
+                seen[:, column] = self._nothing(counter)
+        left = [name for name in self.named if name not in hidden]
+        read = left if target is None else self.contexts.feature_sources(target)
+        others = [name for name in left if name != target and name in read]
+        for column, name in self._role_names("mean"):
+            empty = self._nothing(name)
+            shown = [
+                seen[:, self._index[f"{other}:{name}"]]
+                if f"{other}:{name}" in self._index
+                else np.full(len(seen), empty, dtype=np.float32)
+                for other in others
+            ] or [np.full(len(seen), empty, dtype=np.float32)]
+            seen[:, column] = np.sum(shown, axis=0, dtype=np.float32) / np.float32(len(shown))
+            extreme = np.min if name.split(":")[1].startswith("hours") else np.max
+            seen[:, self._index[f"peak:{name}"]] = extreme(shown, axis=0)
+        for kind in (USER, ITEM):
+            first = np.full(len(seen), -1.0, dtype=np.float32)
+            for name in left:
+                found = seen[:, self._index[f"{name}:{kind}:hours_since_first"]]
+                first = np.maximum(first, np.where(found >= _SHOWN_NEVER, np.float32(-1.0), found))
+            seen[:, self._index[f"age:{kind}"]] = np.maximum(first, 0.0)
+            seen[:, self._index[f"seen:{kind}"]] = first >= 0
+        return seen
+
+    def _role_names(self, role: str) -> list[tuple[int, str]]:
+        """Columns of a role, and their names without it: 'user:positives'."""
+        parts = [(index, *name.partition(":")[::2]) for index, name in enumerate(self.names)]
+        return [(index, rest) for index, first, rest in parts if first == role]
+
+    def _nothing(self, counter: str) -> np.float32:
+        """What a column of this counter ('user:positives') shows of what never happened."""
+        return _SHOWN_NEVER if counter.split(":")[1].startswith("hours") else np.float32(0.0)
+
+    def _counted(self, dense: Float32s, column: str) -> Float32s:
+        """The counter behind a column; nothing of a context without such a column."""
+        place = self._index.get(column)
+        if place is None:
+            return np.zeros(len(dense), dtype=np.float32)
+        counted: Float32s = np.expm1(dense[:, place], dtype=np.float32)
+        return counted
+
+
+def _smoothed(hits: Float32s, exposures: Float32s) -> Float32s:
+    smoothed: Float32s = (hits + RATE_WEIGHT * RATE_PRIOR) / (exposures + RATE_WEIGHT)
+    return smoothed
 
 
 def _put_time(columns: Float32s, instants: npt.NDArray[np.int64]) -> None:

@@ -19,7 +19,8 @@ import polars as pl
 
 from recmeta import artifacts
 from recmeta.contexts import Contexts
-from recmeta.events.ledger import Interval, Ledger, check_interval
+from recmeta.events.ledger import Interval, Ledger, check_interval, midnight_before
+from recmeta.events.schema import known_timestamp
 from recmeta.events.store import event_span, scan_events
 from recmeta.features.folding import counter_rows, history_rows, in_order_of_knowledge
 from recmeta.features.partitions import (
@@ -91,12 +92,31 @@ def layout_of(settings: Settings, contexts: Contexts) -> dict[str, Any]:
 
 
 def _forget_other_layouts(settings: Settings, contexts: Contexts, ledger: Ledger) -> None:
-    """Rows of other half-lives or contexts cannot be continued: all are made anew."""
+    """Rows of other half-lives or contexts cannot be continued: all are made anew.
+
+    Where contexts only came, what was made stays, and the days since the first interaction of a new one
+    are done again.
+    """
     file = settings.features_folder / "layout.json"
     layout = layout_of(settings, contexts)
-    if file.exists() and artifacts.read_json(file) == layout:
+    before = artifacts.read_json(file) if file.exists() else None
+    if before == layout:
         return
     done = ledger.done(STAGE)
+    earlier = [] if before is None else list(before["contexts"])
+    came = sorted(set(contexts.names) - set(earlier))
+    if before == {**layout, "contexts": earlier} and set(earlier) <= set(contexts.names):
+        first = (
+            scan_events(settings)
+            .filter(pl.col("context").is_in(came))
+            .select(known_timestamp().min())
+            .collect()
+            .item()
+        )
+        if first is not None and done and midnight_before(first) < done[-1].end:
+            _reopen_what_rests_on(Interval(midnight_before(first), done[-1].end), contexts, ledger)
+        artifacts.write_json(file, layout)
+        return
     if done:
         everything = Interval(done[0].start, done[-1].end)
         ledger.reopen(STAGE, everything)
