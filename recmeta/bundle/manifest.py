@@ -23,8 +23,9 @@ from recmeta.models.calibration import Calibration
 MANIFEST_NAME = "manifest.json"
 VERSION = re.compile(r"^\d{8}-[0-9a-f]{12}$")
 
-Serves = Literal["shared", "adapter", "trees", "blend", "popularity", "nothing"]
+Serves = Literal["shared", "adapter", "trees", "blend", "stack", "popularity", "nothing"]
 Part = Literal["network", "trees", "popularity"]
+Rung = Literal["zero_shot", "stack", "boosted"]
 
 _NEEDS_NETWORK = {"shared", "adapter", "blend"}
 _NEEDS_TREES = {"trees", "blend"}
@@ -33,6 +34,7 @@ _PARTS: dict[str, set[Part]] = {
     "adapter": {"network"},
     "trees": {"trees"},
     "blend": {"network", "trees"},
+    "stack": set(),
     "popularity": {"popularity"},
     "nothing": set(),
 }
@@ -108,6 +110,63 @@ class Unit(_Entry):
         return self.contexts.index(name) + 1 if name in self.contexts else 0
 
 
+class Bank(_Entry):
+    """All experts of one night, and the scale on which a stack weighs them.
+
+    Its columns are in the order (*sources, newcomer): a source's expert sees a row as one of that
+    source, the newcomer's sees it as one of a context that nobody knows. An expert is the mean of the
+    logits of its trees and of the network, and the network's alone where it has no trees.
+    """
+
+    sources: tuple[str, ...] = Field(min_length=1, description="contexts with columns of their own")
+    unit: str = Field(description="the network of all experts, a name in `units`")
+    means: tuple[Number, ...] = Field(description="of each expert's logit, the newcomer's last")
+    scales: tuple[Annotated[Number, Field(gt=0)], ...] = Field(description="likewise; a logit is divided by")
+    trees: dict[str, FilePath] = Field(
+        default_factory=dict, description="of a source; where one is absent, its expert is the network alone"
+    )
+    role_trees: FilePath | None = Field(default=None, description="the newcomer's")
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> Bank:
+        if len(set(self.sources)) != len(self.sources):
+            raise ValueError(f"sources: expected each once, found {', '.join(self.sources)}")
+        for name, numbers in (("means", self.means), ("scales", self.scales)):
+            if len(numbers) != self.width:
+                raise ValueError(
+                    f"{name}: expected {self.width} numbers (of {len(self.sources)} sources and the "
+                    f"newcomer), found {len(numbers)}"
+                )
+        surplus = sorted(set(self.trees) - set(self.sources))
+        if surplus:
+            raise ValueError(f"trees: {', '.join(surplus)} is no source")
+        return self
+
+    @property
+    def width(self) -> int:
+        """How many experts there are: the sources and the newcomer."""
+        return len(self.sources) + 1
+
+    def wanted_files(self) -> frozenset[str]:
+        """Its trees; the files of its network are the unit's."""
+        return frozenset((*self.trees.values(), *([] if self.role_trees is None else [self.role_trees])))
+
+
+class Stack(_Entry):
+    """How a context weighs the experts of a bank.
+
+    ``intercept + sum(weight * (expert - mean) / scale)``, and, on the rung 'boosted', the logit of the
+    context's own residual trees as it is.
+    """
+
+    bank: str
+    weights: tuple[Number, ...] = Field(description="of the bank's experts, in its order")
+    intercept: Number
+    rung: Rung
+    positives: int = Field(ge=0, description="of the context, from which the weights were learnt")
+    rows: int = Field(ge=0)
+
+
 class ContextEntry(_Entry):
     """What one context serves."""
 
@@ -115,7 +174,10 @@ class ContextEntry(_Entry):
     reason: str
     unit: str | None = Field(default=None, description="a name in `units`; its files are in units/<name>/")
     adapter: FilePath | None = None
-    trees: FilePath | None = None
+    trees: FilePath | None = Field(
+        default=None, description="over ``dense``; of a boosted stack: what the stack leaves unexplained"
+    )
+    stack: Stack | None = None
     calibration: dict[Part, Calibration] = Field(
         default_factory=dict,
         description="of the network (with its adapter, where it has one), trees, popularity",
@@ -132,10 +194,13 @@ class ContextEntry(_Entry):
 
     @model_validator(mode="after")
     def _has_what_it_serves(self) -> ContextEntry:
+        stacked = self.serves == "stack"
+        boosted = stacked and self.stack is not None and self.stack.rung == "boosted"
         needed = {
             "unit": self.serves in _NEEDS_NETWORK and self.unit is None,
             "adapter": self.serves == "adapter" and self.adapter is None,
-            "trees": self.serves in _NEEDS_TREES and self.trees is None,
+            "trees": (boosted or self.serves in _NEEDS_TREES) and self.trees is None,
+            "stack": stacked and self.stack is None,
         }
         missing = [name for name, lacks in needed.items() if lacks]
         missing += [f"calibration of {part}" for part in sorted(_PARTS[self.serves] - set(self.calibration))]
@@ -165,6 +230,11 @@ class Manifest(_Entry):
     trained: str | None = Field(
         default=None, description="the unit that was trained for this bundle; a later night starts from it"
     )
+    banks: dict[str, Bank] = Field(default_factory=dict)
+    bank: str | None = Field(default=None, description="the bank that was fitted for this bundle")
+    transfer: FilePath | None = Field(
+        default=None, description="the night's evidence on what new contexts gain from the others"
+    )
     contexts: dict[str, ContextEntry]
     files: dict[FilePath, FileEntry] = Field(default_factory=dict)
 
@@ -177,16 +247,49 @@ class Manifest(_Entry):
             )
         if self.trained is not None and self.trained not in self.units:
             raise ValueError(f"trained: unit {self.trained!r} is not among the units")
+        if self.bank is not None and self.bank not in self.banks:
+            raise ValueError(f"bank: {self.bank!r} is not among the banks")
+        for name, bank in self.banks.items():
+            self._bank_holds(name, bank)
         for name, entry in self.contexts.items():
             if entry.unit is not None and entry.unit not in self.units:
                 raise ValueError(f"context {name!r}: unit {entry.unit!r} is not among the units")
+            if entry.stack is not None:
+                self._stack_holds(name, entry.stack)
         return self
+
+    def _bank_holds(self, name: str, bank: Bank) -> None:
+        if bank.unit not in self.units:
+            raise ValueError(f"bank {name!r}: unit {bank.unit!r} is not among the units")
+        without_columns = sorted(set(bank.sources) - set(self.declarations.named))
+        if without_columns:
+            raise ValueError(
+                f"bank {name!r}: expected sources that are declared and have columns of their own, "
+                f"found {', '.join(without_columns)}"
+            )
+        unknown = sorted(set(bank.sources) - set(self.units[bank.unit].contexts))
+        if unknown:
+            raise ValueError(f"bank {name!r}: unit {bank.unit!r} knows no context {', '.join(unknown)}")
+
+    def _stack_holds(self, context: str, stack: Stack) -> None:
+        if stack.bank not in self.banks:
+            raise ValueError(f"context {context!r}: bank {stack.bank!r} is not among the banks")
+        wanted = self.banks[stack.bank].width
+        if len(stack.weights) != wanted:
+            raise ValueError(
+                f"context {context!r}: expected {wanted} weights, one of each expert of bank "
+                f"{stack.bank!r}, found {len(stack.weights)}"
+            )
 
     def wanted_files(self) -> frozenset[str]:
         """Files that the entries name, and that `files` must hold."""
         named = {f"units/{unit}/graph.onnx" for unit in self.units}
         for entry in self.contexts.values():
             named |= {path for path in (entry.adapter, entry.trees) if path is not None}
+        for bank in self.banks.values():
+            named |= bank.wanted_files()
+        if self.transfer is not None:
+            named.add(self.transfer)
         return frozenset(named)
 
     def to_bytes(self) -> bytes:
@@ -219,5 +322,5 @@ class Manifest(_Entry):
             place = ".".join(str(part) for part in fault["loc"]) or "file"
             raise IntegrityError(f"{where}: no manifest of format 1: {place}: {fault['msg']}") from error
         if manifest.to_bytes() != content:
-            raise IntegrityError(f"{where}: its bytes are not those that recmeta writes")
+            raise IntegrityError(f"{where}: its bytes are not those that this version of recmeta writes")
         return manifest

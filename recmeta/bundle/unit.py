@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recmeta.artifacts import digest_of, replacing, sha256_of_file, write_text
-from recmeta.bundle.manifest import ContextEntry, Unit
+from recmeta.bundle.manifest import Bank, ContextEntry, Unit
 from recmeta.bundle.store import Bundle
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 
@@ -82,29 +82,35 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-def carry_over(parent: Bundle, context: str, folder: Path) -> tuple[ContextEntry, dict[str, Unit]]:
+def carry_over(
+    parent: Bundle, context: str, folder: Path
+) -> tuple[ContextEntry, dict[str, Unit], dict[str, Bank]]:
     """Copy what serves ``context`` in ``parent`` into the bundle that is being made in ``folder``.
 
     Returns:
-        The context's entry, which says from where it was kept, and the units it needs.
+        The context's entry, which says from where it was kept, and the units and banks it needs.
 
     Raises:
         NotFoundError: the parent does not know the context.
         InputError: another file lies where one of the copied files belongs.
     """
-    entry = parent.manifest.contexts.get(context)
+    manifest = parent.manifest
+    entry = manifest.contexts.get(context)
     if entry is None:
         raise NotFoundError(f"bundle {parent.version} has no context {context!r}")
-    wanted = [path for path in (entry.adapter, entry.trees) if path is not None]
-    if entry.unit is not None:
-        wanted += [path for path in parent.manifest.files if path.startswith(f"units/{entry.unit}/")]
-    for path in wanted:
+    banks = {} if entry.stack is None else {entry.stack.bank: manifest.banks[entry.stack.bank]}
+    needed = {*([] if entry.unit is None else [entry.unit]), *(bank.unit for bank in banks.values())}
+    wanted = {path for path in (entry.adapter, entry.trees) if path is not None}
+    wanted |= {path for path in manifest.files for unit in needed if path.startswith(f"units/{unit}/")}
+    for bank in banks.values():
+        wanted |= bank.wanted_files()
+    for path in sorted(wanted):
         target = folder / path
         if target.exists():
-            if sha256_of_file(target) != parent.manifest.files[path].sha256:
+            if sha256_of_file(target) != manifest.files[path].sha256:
                 raise InputError(f"{target}: expected the file of bundle {parent.version}, found another one")
             continue
         with replacing(target) as temporary:
             shutil.copyfile(parent.file(path), temporary)
-    units = {} if entry.unit is None else {entry.unit: parent.manifest.units[entry.unit]}
-    return entry.model_copy(update={"kept_from": entry.kept_from or parent.version}), units
+    units = {unit: manifest.units[unit] for unit in sorted(needed)}
+    return entry.model_copy(update={"kept_from": entry.kept_from or parent.version}), units, banks

@@ -133,7 +133,7 @@ class _Making:
         for (name, found), probe in zip(self.decided.items(), rows, strict=True):
             if found["serves"] == "incumbent":
                 assert self.parent is not None  # noqa: S101  (an incumbent is the parent's)
-                self.contexts[name], units = carry_over(self.parent, name, self.folder)
+                self.contexts[name], units, _ = carry_over(self.parent, name, self.folder)
                 self.units |= units
                 continue
             adapter = trees = None

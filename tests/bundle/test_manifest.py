@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_samples import sample_manifest
+from bundle_samples import BANK, BANK_FILES, sample_bank, sample_manifest, stacked_manifest
 from pydantic import ValidationError
 
 from recmeta.bundle.manifest import Manifest, check_file_path
 from recmeta.contexts import Contexts
 from recmeta.errors import IntegrityError
+
+NAN, INFINITY = float("nan"), float("inf")
 
 
 def _changed(**values: Any) -> dict[str, Any]:
@@ -139,3 +141,96 @@ def test_a_unit_gives_unknown_contexts_the_index_zero() -> None:
 
 def test_the_end_of_the_night_is_kept_in_utc() -> None:
     assert sample_manifest().until == datetime(2026, 6, 30, tzinfo=UTC)
+
+
+def test_a_manifest_with_a_bank_and_a_stack_is_read_as_it_was_written() -> None:
+    manifest = stacked_manifest()
+    again = Manifest.from_bytes(manifest.to_bytes(), where="here")
+    assert again == manifest
+    assert again.contexts["newsletter"].stack is not None
+    assert again.banks[BANK].width == 4
+
+
+def test_the_files_of_every_bank_and_the_evidence_have_to_be_there() -> None:
+    manifest = stacked_manifest().model_copy(update={"transfer": "transfer.json"})
+    assert manifest.wanted_files() >= {*BANK_FILES, "transfer.json"}
+    without = sample_bank().model_copy(update={"trees": {}, "role_trees": None})
+    manifest = manifest.model_copy(update={"banks": {BANK: without}, "transfer": None})
+    assert not any(path.startswith(("banks", "transfer")) for path in manifest.wanted_files())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sources": [], "means": [0], "scales": [1], "trees": {}}, "sources"),
+        ({"sources": ["feed", "feed", "reading"]}, "sources: expected each once"),
+        ({"means": [0.0, 0.0, 0.0]}, "means: expected 4 numbers .* found 3"),
+        ({"scales": [1.0] * 5}, "scales: expected 4 numbers .* found 5"),
+        ({"means": [0.0, 0.0, 0.0, NAN]}, "means"),
+        ({"scales": [1.0, 1.0, INFINITY, 1.0]}, "scales"),
+        ({"scales": [1.0, 0.0, 1.0, 1.0]}, "scales"),
+        ({"trees": {"newsletter": "banks/x.onnx"}}, "newsletter is no source"),
+        ({"role_trees": "../elsewhere"}, "relative path"),
+        ({"unit": "ffffffffffff"}, "unit 'ffffffffffff' is not among"),
+        (
+            {"sources": ["commenting", "feed", "newsletter"], "trees": {}},
+            "columns of their own, .*newsletter",
+        ),
+        ({"sources": ["commenting", "elsewhere", "reading"], "trees": {}}, "own, found elsewhere"),
+    ],
+)
+def test_a_bank_that_does_not_fit_together_is_refused(change: dict[str, Any], said: str) -> None:
+    given = stacked_manifest().model_dump()
+    given["banks"][BANK].update(change)
+    with pytest.raises(ValidationError, match=said):
+        Manifest.model_validate(given)
+
+
+def test_a_source_that_the_banks_network_does_not_know_is_refused() -> None:
+    given = stacked_manifest().model_dump()
+    given["units"]["0123456789ab"]["contexts"] = ("feed", "reading")
+    with pytest.raises(ValidationError, match="knows no context commenting"):
+        Manifest.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": [1.0, 0.0, 0.0]}, "'newsletter': expected 4 weights, .* found 3"),
+        ({"weights": [1.0, 0.0, 0.0, NAN]}, "weights"),
+        ({"intercept": INFINITY}, "intercept"),
+        ({"bank": "ffffffffffff"}, "'newsletter': bank 'ffffffffffff' is not among"),
+        ({"rung": "magic"}, "rung"),
+        ({"rung": "boosted"}, "serves stack, which needs trees"),
+        ({"positives": -1}, "positives"),
+        ({"rows": -1}, "rows"),
+    ],
+)
+def test_a_stack_that_does_not_fit_its_bank_is_refused(change: dict[str, Any], said: str) -> None:
+    given = stacked_manifest().model_dump()
+    given["contexts"]["newsletter"]["stack"].update(change)
+    with pytest.raises(ValidationError, match=said):
+        Manifest.model_validate(given)
+
+
+def test_a_context_that_serves_a_stack_needs_one_and_the_bundles_bank_is_among_its_banks() -> None:
+    given = stacked_manifest().model_dump()
+    given["contexts"]["newsletter"]["stack"] = None
+    with pytest.raises(ValidationError, match="serves stack, which needs stack"):
+        Manifest.model_validate(given)
+    with pytest.raises(ValidationError, match="bank: 'ffffffffffff' is not among"):
+        Manifest.model_validate({**stacked_manifest().model_dump(), "bank": "ffffffffffff"})
+
+
+@pytest.mark.parametrize(("number", "instead"), [(b"-2.0", b"-2.5"), (b"4.0", b"0.0"), (b"-0.25", b"NaN")])
+def test_a_changed_number_of_a_stack_or_bank_is_noticed(number: bytes, instead: bytes) -> None:
+    manifest = stacked_manifest()
+    content = manifest.to_bytes()
+    assert number in content
+    damaged = content.replace(number, instead, 1)
+    try:
+        read = Manifest.from_bytes(damaged, where="here")
+    except IntegrityError as error:
+        assert str(error).startswith("here: ")
+    else:
+        assert read.version != manifest.version

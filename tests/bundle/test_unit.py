@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundle_samples import sample_manifest, write_files
+from bundle_samples import BANK_FILES, FILES, sample_manifest, stacked_manifest, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from whole_samples import publish_whole
@@ -108,7 +108,8 @@ def test_what_serves_a_context_is_carried_over_and_opens_in_the_new_bundle(tmp_p
     parent = store.open(first)
     entries, units = {}, {}
     for context in ("reading", "commenting", "feed"):
-        entries[context], needed = carry_over(parent, context, tmp_path / "next")
+        entries[context], needed, banks = carry_over(parent, context, tmp_path / "next")
+        assert banks == {}
         units |= needed
     assert entries["commenting"].kept_from == first
     assert entries["commenting"].adapter == "adapters/commenting.onnx_adapter"
@@ -117,8 +118,31 @@ def test_what_serves_a_context_is_carried_over_and_opens_in_the_new_bundle(tmp_p
     for path, entry in parent.manifest.files.items():
         if path != "empty.bin":
             assert second.manifest.files[path] == entry
-    entry, _ = carry_over(second, "commenting", tmp_path / "third")
+    entry, _, _ = carry_over(second, "commenting", tmp_path / "third")
     assert entry.kept_from == first, "where it came from at first, not where it was last"
+
+
+def test_a_stack_brings_its_bank_and_its_network_along(tmp_path: Path) -> None:
+    store = BundleStore(tmp_path / "bundles")
+    parent = store.open(store.publish(stacked_manifest(), write_files(tmp_path / "files", BANK_FILES)))
+    entry, units, banks = carry_over(parent, "newsletter", tmp_path / "next")
+    assert entry.kept_from == parent.version
+    assert (units, banks) == (parent.manifest.units, parent.manifest.banks)
+    copied = {
+        path.relative_to(tmp_path / "next").as_posix(): path.read_bytes()
+        for path in (tmp_path / "next").rglob("*")
+        if path.is_file()
+    }
+    wanted = {**FILES, **BANK_FILES}
+    assert copied == {path: wanted[path] for path in wanted if path.startswith(("units/", "banks/"))}
+    kept = carry_over(parent, "feed", tmp_path / "next")
+    manifest = stacked_manifest()
+    contexts = {**manifest.contexts, "newsletter": entry, "feed": kept[0]}
+    shared = manifest.contexts["reading"]
+    contexts["commenting"] = shared
+    again = manifest.model_copy(update={"contexts": contexts, "bank": None, "banks": banks})
+    second = store.open(store.publish(again, tmp_path / "next"))
+    assert second.manifest.contexts["newsletter"].stack == entry.stack
 
 
 def test_carrying_over_what_is_not_there_or_over_another_file_is_refused(tmp_path: Path) -> None:
