@@ -1,4 +1,4 @@
-"""Scores candidates with the files of one bundle: networks and their adapters, trees, popularity.
+"""Scores candidates with the files of one bundle: networks and their adapters, trees, stacks, popularity.
 
 The inputs are features and ids that somebody else looked up. This module must never import torch,
 read a feature store or decide which items to score.
@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from recmeta.bundle.manifest import ContextEntry, Unit
+from recmeta.bundle.manifest import Bank, ContextEntry, Stack, Unit
 from recmeta.bundle.store import Bundle
 from recmeta.bundle.unit import read_ids
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import IntegrityError, NotFoundError, SchemaError
+from recmeta.features.assembly import FeatureSpace
 from recmeta.models.calibration import Calibration
 
 Floats = npt.NDArray[np.float64]
@@ -34,6 +36,9 @@ _NOT_LOADED = (
 
 SMALLEST_BATCH = 2
 """The exporter has no batch of one row (a dimension of one is a constant to it), so one row is doubled."""
+
+_NOBODY = 0
+"""The context index of a context that a network does not know: the newcomer's."""
 
 LARGEST_BATCH = 16_384
 """Rows of one run: a night's worth of rows in one piece would hold a gigabyte of activations."""
@@ -63,21 +68,25 @@ class Scorer:
             IntegrityError: a graph that does not load, or does not fit the manifest.
         """
         manifest = bundle.manifest
+        self._bundle = bundle
         self._features = manifest.features
         self._contexts = manifest.contexts
         self._networks: dict[str, _Network] = {}
         self._adapters: dict[str, Any] = {}
         self._trees: dict[str, _Trees] = {}
+        self._banks: dict[str, _Experts] = {}
+        self._opening = Lock()
         width = len(manifest.features.names)
         for name, entry in manifest.contexts.items():
             if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
-                if entry.unit not in self._networks:
-                    self._networks[entry.unit] = _Network(
-                        bundle, entry.unit, manifest.units[entry.unit], width
-                    )
+                self._network(entry.unit)
                 if entry.serves != "shared" and entry.adapter is not None:
                     self._adapters[name] = _load_adapter(bundle.file(entry.adapter))
-            if entry.serves in ("trees", "blend") and entry.trees is not None:
+            stack = entry.stack if entry.serves == "stack" else None
+            if stack is not None:
+                self._opened_bank(stack.bank)
+            boosted = stack is not None and stack.rung == "boosted"
+            if (boosted or entry.serves in ("trees", "blend")) and entry.trees is not None:
                 self._trees[name] = _Trees(bundle.file(entry.trees), width)
 
     def score(self, context: str, candidates: Candidates) -> Floats:
@@ -125,11 +134,18 @@ class Scorer:
         entry = self._contexts.get(context)
         if entry is None:
             raise NotFoundError(f"the bundle serves no context {context!r}")
-        expected = (len(items), len(self._features.names))
-        if dense.shape != expected:
-            raise SchemaError(f"dense features: expected shape {expected}, found {dense.shape}")
-        if not np.isfinite(dense).all():
-            raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
+        if entry.serves == "stack" and entry.stack is not None:
+            experts = self.experts(
+                entry.stack.bank,
+                context,
+                users=users,
+                items=items,
+                categories=categories,
+                histories=histories,
+                dense=dense,
+            )
+            return self._stacked(context, entry.stack, experts, dense)
+        self._check_dense(dense, len(items))
         if entry.serves in ("popularity", "nothing"):
             return self._popularity(entry, dense)
         trees = {"trees": 1.0, "blend": entry.tree_weight}.get(entry.serves, 0.0)
@@ -143,10 +159,78 @@ class Scorer:
             mixed += trees * entry.calibration["trees"].apply(self._trees[context].run(dense))
         return mixed
 
+    def experts(
+        self,
+        bank: str,
+        context: str,
+        *,
+        users: Sequence[str],
+        items: Sequence[str],
+        categories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str]],
+        dense: npt.NDArray[np.float32],
+    ) -> Floats:
+        """Return what the experts of ``bank`` say of n rows, raw logits before scaling, float64 [n, S + 1].
+
+        This is what a stack weighs when it serves; columns are the bank's sources in order, then the
+        newcomer. A context that the bundle does not declare (one that is being onboarded) is one without
+        columns of its own. Other arguments as in `logits`.
+
+        Raises:
+            NotFoundError: the bundle holds no such bank.
+            SchemaError: ``dense`` has another shape than the manifest's features, or is not finite.
+            IntegrityError: a graph of the bank does not load, or does not fit the manifest.
+        """
+        opened = self._opened_bank(bank)
+        self._check_dense(dense, len(items))
+        return opened.run(context, users, items, categories, histories, dense)
+
+    def _stacked(self, context: str, stack: Stack, experts: Floats, dense: npt.NDArray[np.float32]) -> Floats:
+        bank = self._bundle.manifest.banks[stack.bank]
+        scaled = (experts - np.array(bank.means)) / np.array(bank.scales)
+        # Not a matrix product, whose last bits depend on how many rows there are.
+        weighed: Floats = (scaled * np.array(stack.weights)).sum(axis=1)
+        mixed: Floats = stack.intercept + weighed
+        if stack.rung == "boosted":
+            mixed += self._trees[context].run(dense)
+        return mixed
+
+    def _check_dense(self, dense: npt.NDArray[np.float32], rows: int) -> None:
+        expected = (rows, len(self._features.names))
+        if dense.shape != expected:
+            raise SchemaError(f"dense features: expected shape {expected}, found {dense.shape}")
+        if not np.isfinite(dense).all():
+            raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
+
     def knows_user(self, context: str, user_id: str) -> bool:
         """Whether a network that serves ``context`` has a place for this user in its tables."""
-        unit = self._contexts[context].unit
+        entry = self._contexts[context]
+        unit = entry.unit
+        if entry.serves == "stack" and entry.stack is not None:
+            unit = self._bundle.manifest.banks[entry.stack.bank].unit
         return unit in self._networks and user_id in self._networks[unit].users
+
+    def _network(self, unit: str) -> _Network:
+        if unit not in self._networks:
+            manifest = self._bundle.manifest
+            self._networks[unit] = _Network(
+                self._bundle, unit, manifest.units[unit], len(manifest.features.names)
+            )
+        return self._networks[unit]
+
+    def _opened_bank(self, name: str) -> _Experts:
+        """A bank, opened when it is first asked for: a bundle carries one for surfaces yet to come."""
+        if name not in self._banks:
+            with self._opening:
+                if name not in self._banks:
+                    self._banks[name] = self._open_bank(name)
+        return self._banks[name]
+
+    def _open_bank(self, name: str) -> _Experts:
+        bank = self._bundle.manifest.banks.get(name)
+        if bank is None:
+            raise NotFoundError(f"bundle {self._bundle.version} holds no bank {name!r}")
+        return _Experts(self._bundle, bank, self._network(bank.unit))
 
     def _popularity(self, entry: ContextEntry, dense: npt.NDArray[np.float32]) -> Floats:
         raw = dense[:, self._features.popularity_index].astype(np.float64)
@@ -231,6 +315,65 @@ class _Trees:
             (logits,) = self._session.run([self._output], {self._input: part})
             found[start : start + len(part)] = np.reshape(logits, len(part))
         return found
+
+
+class _Experts:
+    """All experts of one bank. A row is looked at S + 1 times, in one run of the network."""
+
+    def __init__(self, bundle: Bundle, bank: Bank, network: _Network) -> None:
+        features = bundle.manifest.features
+        self._space = FeatureSpace(bundle.manifest.declarations, features.half_lives, features.history_length)
+        if self._space.digest != features.digest:
+            raise IntegrityError(
+                f"bundle {bundle.version}: rows cannot be seen as another context's: its features (digest "
+                f"{features.digest[:12]}) are not those that recmeta computes now ({self._space.digest[:12]})"
+            )
+        self._bank = bank
+        self._network = network
+        unit = bundle.manifest.units[bank.unit]
+        indices = [*(unit.context_index(source) for source in bank.sources), _NOBODY]
+        self._indices = np.array(indices, dtype=np.int64)
+        paths = [*(bank.trees.get(source) for source in bank.sources), bank.role_trees]
+        self._trees = [
+            None if path is None else _Trees(bundle.file(path), self._space.size) for path in paths
+        ]
+
+    def run(
+        self,
+        context: str,
+        users: Sequence[str],
+        items: Sequence[str],
+        categories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str]],
+        dense: npt.NDArray[np.float32],
+    ) -> Floats:
+        """Return raw logits, float64 [n, S + 1]."""
+        inputs = self._network.inputs(context, users, items, categories, histories, dense)
+        found = np.empty((len(items), self._bank.width))
+        # Rows are taken in pieces, so that all of a piece's blocks together are one run of the network.
+        piece = max(1, LARGEST_BATCH // self._bank.width)
+        for start in range(0, len(items), piece):
+            part = {name: values[start : start + piece] for name, values in inputs.items()}
+            found[start : start + piece] = self._run_piece(context, part)
+        return found
+
+    def _run_piece(self, context: str, rows: dict[str, npt.NDArray[Any]]) -> Floats:
+        bank, dense = self._bank, rows["dense"]
+        blocks = [self._space.as_context(dense, source) for source in bank.sources]
+        blocks.append(self._space.as_newcomer(dense, context))
+        repeated = {
+            name: np.tile(values, (bank.width, *[1] * (values.ndim - 1)))
+            for name, values in rows.items()
+            if name not in ("dense", "context")
+        }
+        repeated["dense"] = np.concatenate(blocks)
+        repeated["context"] = np.repeat(self._indices, len(dense))
+        logits = self._network.run(repeated, None).reshape(bank.width, len(dense))
+        for block, trees, logit in zip(blocks, self._trees, logits, strict=True):
+            if trees is not None:
+                logit += trees.run(block)
+                logit /= 2.0
+        return logits.T
 
 
 def _open_session(path: Path) -> Any:
