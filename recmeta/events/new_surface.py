@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -157,7 +158,7 @@ def read_new_surface(
     if without.height == positives and negatives.exposure is not None:
         raise InputError(
             f"{path}: expected engagements that follow an exposure in {exposure}, found none of {positives} "
-            f"within {_long(window)} of one; give a longer window, another context, or none to sample negatives"
+            f"within {_long(window)} of one; give a longer one, another context, or none to sample negatives"
         )
     if without.height:
         reason = (
@@ -307,8 +308,8 @@ def _unpacked(path: Path) -> pl.DataFrame:
         plain = Path(folder) / path.name[: -len(".gz")]
         try:
             plain.write_bytes(gzip.decompress(path.read_bytes()))
-            return _read_table(plain).with_columns(file=pl.lit(path.name))
-        except (OSError, EOFError) as error:
+            return _read_table(plain)
+        except (OSError, EOFError, zlib.error) as error:
             raise SchemaError(f"{path}: the file cannot be read, is it whole? ({error})") from error
         except SchemaError as error:
             raise SchemaError(str(error).replace(str(plain), str(path))) from error

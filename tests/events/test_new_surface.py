@@ -187,6 +187,8 @@ def test_a_surface_has_roles_alone_and_reads_all_others(
     joined = with_surface(contexts, declared)
     assert joined.feature_sources("sharing") == ("commenting", "feed", "reading", "sharing")
     assert joined.named == contexts.named
+    more = with_surface(joined, contexts["reading"].model_copy(update={"name": "watching"}))
+    assert more.feature_sources("sharing") == joined.feature_sources("sharing")
     assert (surface.known_users, surface.known_items) == (
         shares["user_id"].n_unique(),
         shares["item_id"].n_unique(),
@@ -270,6 +272,7 @@ def test_interactions_after_the_logs_end_are_said(read: Read, shares: pl.DataFra
         ("s.parquet", b"PAR1"),
         ("s.jsonl.gz", b"no gzip"),
         ("s.jsonl.gz", gzip.compress(b'{"user_id": "u"')),
+        ("s.jsonl.gz", gzip.compress(b'{"user_id": "u"}')[:12] + b"\xff" * 20),
         ("s.csv.gz", gzip.compress(b"user_id,item_id,event_timestamp\n")[:-4]),
     ],
 )

@@ -197,9 +197,14 @@ def test_no_positive_changes_when_all_later_interactions_are_unknown(
 def test_rows_of_a_log_with_refusals_are_the_files_own(
     product: Product, shares: pl.DataFrame, tmp_path: Path
 ) -> None:
-    labelled = shares.with_columns(label=pl.Series([1, 0] * 10))
+    labelled = shares.with_columns(
+        pl.Series("item_id", [*shares["item_id"][:-1], "new"]), label=pl.Series([1, 0] * 10)
+    )
     contexts, interactions = onboarded(product, labelled, tmp_path)
     rows = surface_rows(product.settings, contexts, "sharing", interactions)
+    new = pl.col("item_id") == "new"
+    assert rows.filter(new)["categories"].to_list() == [[]]
+    assert rows.filter(~new)["categories"].list.len().min() == 1
     assert_frame_equal(
         rows.select("user_id", "item_id", "event_timestamp", pl.col("label").cast(pl.Int64)).sort(pl.all()),
         labelled.select("user_id", "item_id", "event_timestamp", "label").sort(pl.all()),
