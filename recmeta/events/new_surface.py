@@ -155,7 +155,8 @@ def read_new_surface(
         )
     labels = label_new_surface(with_surface(contexts, declaration), events, name, interactions)
     without = positives_without_row(interactions, labels)
-    if without.height == positives and negatives.exposure is not None:
+    # One engagement is served zero-shot whatever its exposure; several without any are a wrong exposure.
+    if without.height == positives > 1 and negatives.exposure is not None:
         raise InputError(
             f"{path}: expected engagements that follow an exposure in {exposure}, found none of {positives} "
             f"within {_long(window)} of one; give a longer one, another context, or none to sample negatives"

@@ -353,6 +353,8 @@ def test_an_exposure_must_be_another_declared_context(read: Read, shares: pl.Dat
 def test_an_exposure_that_no_engagement_follows_is_refused(read: Read, shares: pl.DataFrame) -> None:
     with pytest.raises(InputError, match=r"follow an exposure in reading, found none of 6 within 1h of one"):
         read(shares, exposure="reading", within=timedelta(hours=1))
+    lone = read(shares.head(1), exposure="reading", within=timedelta(hours=1))
+    assert lone.warnings[-1].startswith("1 of 1 engagements follow no first exposure in reading within 1h")
 
 
 def test_rows_in_the_future_and_before_the_log_are_refused(read: Read, shares: pl.DataFrame) -> None:
