@@ -35,6 +35,7 @@ from recmeta.bundle.manifest import ContextEntry, Manifest
 from recmeta.bundle.one_context import with_context
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.errors import IntegrityError, NotFoundError, SchemaError
+from recmeta.features.assembly import FeatureSpace
 from recmeta.models.shared import SharedModel
 from recmeta.serving.scorer import Candidates, Scorer
 
@@ -208,8 +209,17 @@ def test_more_rows_than_one_run_takes_are_scored_in_order(
         return run(self, outputs, feeds, *more)
 
     monkeypatch.setattr(ort.InferenceSession, "run", measured)
+    pieces = []
+    as_context = FeatureSpace.as_context
+
+    def seen(self: FeatureSpace, dense: Any, target: str | None) -> Any:
+        pieces.append(len(dense))
+        return as_context(self, dense, target)
+
+    monkeypatch.setattr(FeatureSpace, "as_context", seen)
     assert boosted.logits("newsletter", **given) == pytest.approx(whole, abs=1e-5)
     assert max(sizes) <= batch
+    assert max(pieces) * 4 <= max(batch, 4), "as many rows as all four experts' blocks fit into one run"
 
 
 def test_one_candidate_scores_as_it_does_among_others(boosted: Scorer, stacked: Stacked) -> None:
