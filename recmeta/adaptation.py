@@ -123,6 +123,35 @@ def adapt(
     return {context: fits[context] for context in contexts}
 
 
+def adapt_few(model: SharedModel, rows: Rows, settings: TrainingSettings) -> Adapter:
+    """Fit an adapter to a few rows of one surface, without later rows to judge it.
+
+    The proximal objective of `adapt` on all rows at once, ``adapt_steps`` steps and the running mean of
+    the adapter: what keeps it from harm with few rows is the pull to the shared model alone.
+
+    Args:
+        model: is not changed.
+        rows: at least one with weight; the context's index is read as it stands.
+        settings: how to fit.
+    """
+    positions = [np.flatnonzero((rows.weight > 0).numpy()).astype(np.int64)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    training = model.training
+    model.eval()
+    try:
+        program = _Program(model, rows, positions, [0], settings)
+        stacked = program.start
+        optimizer = torch.optim.Adam(list(stacked.values()), lr=settings.adapt_rate)
+        mean = {name: value.clone() for name, value in stacked.items()}
+        for step in range(1, settings.adapt_steps + 1):
+            _step(program, optimizer, stacked, mean, step)
+    finally:
+        model.train(training)
+        torch.set_num_threads(threads)
+    return unstack(mean)[0]
+
+
 def _positions(rows: Rows, contexts: Sequence[int]) -> dict[int, npt.NDArray[np.int64]]:
     """Where the rows of each context lie, as far as they have weight: one look at the rows for all."""
     counted = np.flatnonzero((rows.weight > 0).numpy()).astype(np.int64)
@@ -255,12 +284,7 @@ def _fit(
     best_step = torch.zeros(contexts, dtype=torch.int64)
     best = {name: value.clone() for name, value in stacked.items()}
     for step in range(1, settings.adapt_steps + 1):
-        for name, gradient in program.gradients(stacked).items():
-            stacked[name].grad = gradient
-        optimizer.step()
-        pace = 1.0 - min(AVERAGE, step / (step + 1))
-        for name, value in stacked.items():
-            mean[name].lerp_(value, pace)
+        _step(program, optimizer, stacked, mean, step)
         if step % LOOK_EVERY == 0 or step == settings.adapt_steps:
             losses = judge.losses(mean)
             better = losses < best_loss
@@ -268,6 +292,18 @@ def _fit(
             for name, value in mean.items():
                 best[name][better] = value[better]
     return _as_fits(model, program.positions, best, best_step, shared, best_loss)
+
+
+def _step(
+    program: _Program, optimizer: torch.optim.Optimizer, stacked: Adapter, mean: Adapter, step: int
+) -> None:
+    """Move the stacked adapters once, and their running mean after them."""
+    for name, gradient in program.gradients(stacked).items():
+        stacked[name].grad = gradient
+    optimizer.step()
+    pace = 1.0 - min(AVERAGE, step / (step + 1))
+    for name, value in stacked.items():
+        mean[name].lerp_(value, pace)
 
 
 def _by_learner(

@@ -6,7 +6,7 @@ know a model, a metric or a bundle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,10 +18,13 @@ import torch
 
 from recmeta.artifacts import read_json, write_json
 from recmeta.contexts import Contexts
+from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.rows import Rows
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
 from recmeta.events.ledger import midnight_before
+from recmeta.features.assembly import Block, FeatureSpace
+from recmeta.features.thinning import SHARES, thinned_blocks
 from recmeta.features.training_rows import load_rows
 from recmeta.settings import Settings, SplitSettings
 
@@ -200,6 +203,65 @@ def item_content(catalogue: pl.DataFrame, vocabularies: Vocabularies) -> torch.T
     content[rows] = _padded(catalogue["categories"], vocabularies.categories, CATEGORIES_PER_ITEM)
     content[0] = 0
     return torch.from_numpy(content)
+
+
+@dataclass(frozen=True)
+class ThinnedLog:
+    """Training rows of one context (numbers in part TRAIN), and a thinned log as of their instants."""
+
+    context: str
+    rows: npt.NDArray[np.int64]
+    share: float
+    blocks: Mapping[str, Block]
+
+
+def thinned_logs(
+    frames: Frames, settings: Settings, space: FeatureSpace, until: datetime
+) -> list[ThinnedLog]:
+    """Give each training row, at random, one of `SHARES` of its context's log, and look that up."""
+    chosen = np.flatnonzero(frames.part == TRAIN)
+    table = frames.table[chosen].select("context", "user_id", "item_id", "event_timestamp")
+    drawn = np.random.default_rng(settings.training.seed).integers(len(SHARES), size=len(chosen))
+    logs = []
+    for name in space.contexts.names:
+        of_context = (table["context"] == name).to_numpy()
+        for number, share in enumerate(SHARES):
+            rows = np.flatnonzero(of_context & (drawn == number))
+            looked_up = 0.0 < share < 1.0 and len(rows)
+            blocks = thinned_blocks(settings, name, table[rows], share, until) if looked_up else {}
+            logs.append(ThinnedLog(name, rows, share, blocks))
+    return logs
+
+
+def newcomers(
+    frames: Frames, space: FeatureSpace, logs: Sequence[ThinnedLog], *, hidden: Collection[str] = ()
+) -> Newcomers:
+    """Say how each training row looks if its context is new and ``hidden`` ones do not exist.
+
+    Rows are those of `tensors`' part TRAIN, in their order; those of hidden contexts look like nothing.
+    """
+    columns = [
+        *space.target_columns,
+        *(space.index(f"{column}:{kind}") for column in ("age", "seen") for kind in ("item", "user")),
+    ]
+    chosen = np.flatnonzero(frames.part == TRAIN)
+    values = np.zeros((len(chosen), len(columns)), dtype=np.float32)
+    names = space.contexts.names
+    own = np.zeros((len(names) + 1, space.size), dtype=np.bool_)
+    for log in logs:
+        own[names.index(log.context) + 1] = [name.startswith(f"{log.context}:") for name in space.names]
+        if log.context in hidden or not len(log.rows):
+            continue
+        seen = space.as_newcomer(frames.dense[chosen[log.rows]], log.context, hidden=hidden)
+        if log.share < 1.0:
+            seen = space.with_own_log(seen, log.context, log.blocks)
+        values[log.rows] = seen[:, columns]
+    return Newcomers(
+        own=torch.from_numpy(own),
+        empty=torch.from_numpy(space.nothing()),
+        columns=torch.tensor(columns, dtype=torch.int64),
+        values=torch.from_numpy(values),
+    )
 
 
 def _indices(values: pl.Series, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:

@@ -81,12 +81,19 @@ def load_learner(learner: MetaLearner, folder: Path | None) -> str | None:
 
 
 @torch.no_grad()
-def start_from(model: SharedModel, earlier: SharedModel) -> None:
-    """Copy earlier weights; table rows that are new start as the unknown."""
-    sizes = ("users", "items", "categories")
+def start_from(model: SharedModel, earlier: SharedModel, contexts: Tensor | None = None) -> None:
+    """Copy earlier weights; table rows that are new start as the unknown.
+
+    ``contexts`` says for each context index which index it had earlier, 0 where it had none, int64
+    [contexts]; left out, all stand where they stood.
+
+    Raises:
+        SchemaError: the earlier model is of another shape, or has larger tables.
+    """
+    sizes = ("users", "items", "categories", *(("contexts",) if contexts is not None else ()))
     old, new = earlier.shape.to_json(), model.shape.to_json()
     differing = [name for name in new if name not in sizes and old[name] != new[name]]
-    smaller = [name for name in sizes if new[name] < old[name]]
+    smaller = [name for name in sizes if name != "contexts" and new[name] < old[name]]
     if differing or smaller:
         raise SchemaError(
             "warm start: expected the earlier model's shape, with tables at least as large; found other "
@@ -96,6 +103,9 @@ def start_from(model: SharedModel, earlier: SharedModel) -> None:
     fresh = {name: getattr(model, name).clone() for name in encodings}
     for name, value in model.state_dict().items():
         before = earlier.state_dict()[name]
+        if contexts is not None and name.startswith("context_"):
+            value[:] = before[contexts]
+            continue
         if name in model.tables:
             value[:] = before[0]
         value[: len(before)] = before

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -152,6 +152,14 @@ class TrainingSettings(_Group):
         lt=1,
         description="share of ids hidden in training: unknown is ordinary",
     )
+    newcomer_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of tasks in which a context pretends to be new, with a thinned log of its own; 0, "
+        "because a quarter cost known contexts 1 % of their log-loss (Deskdrop, validation rows, two seeds): "
+        "a network of its own reads newcomers, see transfer",
+    )
     max_steps: int = Field(default=1500, ge=1)
     warm_steps: int = Field(default=150, ge=1, description="steps of a night that starts from the last one's")
     check_every: int = Field(default=50, ge=1, description="steps between two looks at later data")
@@ -165,6 +173,56 @@ class TrainingSettings(_Group):
     adapt_rate: float = Field(default=1e-2, gt=0)
     adapt_proximal: float = Field(default=30.0, ge=0, description="L2 to the zero adapter, divided by rows")
     adapt_chunk: int = Field(default=64, ge=1, description="contexts in one batched program, one mapped task")
+
+
+class TransferSettings(_Group):
+    """What other contexts know of a surface that is new, and the evidence about it."""
+
+    enabled: bool = Field(
+        default=True,
+        description="without it a night is shorter, and `recmeta onboard` has nothing to stand on",
+    )
+    newcomer_share: float = Field(
+        default=0.5, ge=0, le=1, description="of the network that reads newcomers; as in training"
+    )
+    steps: int = Field(default=400, ge=1, description="of that network, and of those that miss a family")
+    rows: int = Field(
+        default=40_000,
+        ge=100,
+        description="of a context, at the most, evenly over time, from which its trees in the bank learn",
+    )
+    shots: tuple[int, ...] = Field(
+        default=(5, 10, 30, 100, 300), description="positives that a held-out context is given"
+    )
+    draws: int = Field(default=5, ge=1, description="of those positives")
+    negatives_per_positive: int = Field(default=8, ge=1, description="that a held-out context is given too")
+    precisions: tuple[float, ...] = Field(
+        default=(10.0, 30.0, 100.0, 300.0),
+        description="of the stack's prior, among which the evidence chooses: how many rows it weighs, about",
+    )
+    newcomer_weights: tuple[float, ...] = Field(
+        default=(0.0, 0.2, 0.4), description="of the newcomer's expert before any data, likewise"
+    )
+    most_harm: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of draws in which a rung may fall below zero-shot by more than gate.tolerance",
+    )
+    residual_rounds: int = Field(default=100, ge=1, description="of the boosted rung, over the stack")
+    residual_rate: float = Field(default=0.03, gt=0)
+    residual_leaves: int = Field(default=7, ge=2)
+    refit_growth: float = Field(
+        default=0.1,
+        ge=0,
+        description="evidence and network of an earlier night are taken along until rows grew by this share",
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> TransferSettings:
+        if list(self.shots) != sorted(set(self.shots)) or min(self.shots, default=1) < 1:
+            raise ValueError(f"shots: expected ascending numbers from 1, found {list(self.shots)}")
+        return self
 
 
 class TreeSettings(_Group):
@@ -229,6 +287,7 @@ class Settings(BaseSettings):
     stores: StoreSettings = StoreSettings()
     split: SplitSettings = SplitSettings()
     training: TrainingSettings = TrainingSettings()
+    transfer: TransferSettings = TransferSettings()
     trees: TreeSettings = TreeSettings()
     gate: GateSettings = GateSettings()
     serving: ServingSettings = ServingSettings()

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from recmeta.artifacts import digest_of, write_text
 from recmeta.checkpoints import SafeCheckpoints
+from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.rows import Rows
 from recmeta.episodes.sampler import EpisodeSampler, MetaBatch
 from recmeta.errors import SchemaError
@@ -174,11 +175,16 @@ class MetaTraining(LightningModule):
         return [getattr(self.model, name) for name in self.model.tables]
 
     def _hide_ids(self, columns: dict[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
-        """Make a share of ids unknown, so that the unknown's vector is trained on ordinary rows."""
+        """Make a share of ids unknown, so that the unknown's vector is trained on ordinary rows.
+
+        A context that pretends to be new is unknown in all its rows.
+        """
         hidden = {}
         for name in ("user", "item", "context"):
             kept = torch.rand(columns[name].shape, generator=draw) >= self.settings.unknown_share
             hidden[name] = columns[name] * kept
+        if "newcomer" in columns:
+            hidden["context"] = hidden["context"] * ~columns["newcomer"]
         return columns | hidden
 
     def _masks(self, gathered: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
@@ -226,7 +232,9 @@ def train(
     folder: Path,
     *,
     warm_from: Path | None = None,
+    warm_contexts: Tensor | None = None,
     content: Tensor | None = None,
+    newcomers: Newcomers | None = None,
     progress: Progress | None = None,
 ) -> TrainingReport:
     """Meta-train a shared model and write it to ``folder``.
@@ -245,7 +253,11 @@ def train(
             ``settings.max_steps``; its tables may be smaller, all else must be of the same shape. It may
             have been learnt in another way: only what a meta-learner of the same name and shapes learnt
             of its own is taken along. What an outer aggregation learns starts anew.
+        warm_contexts: for each context index (0, the unknown, too) the index it had in the earlier model, 0
+            where it had none, int64 [contexts]; left out, all are where they were.
         content: categories of every item, int64 [items, K]; left out, those that training rows tell.
+        newcomers: how training rows look if their context is new; ``settings.newcomer_share`` of the tasks
+            pretend that. Left out, none do.
         progress: called every few steps with ("train", done, total).
 
     Raises:
@@ -274,15 +286,18 @@ def train(
         seed=settings.seed,
         labels=training.categories[:, 0] if settings.narrow_to == "categories" else None,
         every_context=settings.outer != PLAIN_OUTER,
+        newcomers=newcomers,
+        newcomer_share=settings.newcomer_share,
     )
     with _deterministic(settings.threads), _quiet():
-        model = _initial_model(training, shape, settings, warm_from, content)
+        model = _initial_model(training, shape, settings, warm_from, warm_contexts, content)
         look_at = sampler.one_of_each(CONFLICT_ROWS, CONFLICT_CONTEXTS)
         module = MetaTraining(model, learner, outer, settings, steps=steps, look_at=look_at)
         learner_anew = None if warm_from is None else load_learner(learner, warm_from)
-        digest = _digest(
-            {**model.state_dict(), **learner.state_dict()}, shape, settings, training, validation
-        )
+        start = {**model.state_dict(), **learner.state_dict()}
+        if newcomers is not None:
+            start["newcomers"] = newcomers.values
+        digest = _digest(start, shape, settings, training, validation)
         checkpoint = folder / f"resume-{digest}.safetensors"
         later = LaterData(training, validation, settings, checkpoint, progress)
         _fit(module, sampler, later, folder)
@@ -331,6 +346,7 @@ def _initial_model(
     shape: ModelShape,
     settings: TrainingSettings,
     warm_from: Path | None,
+    warm_contexts: Tensor | None,
     content: Tensor | None,
 ) -> SharedModel:
     with torch.random.fork_rng(devices=[]):
@@ -338,7 +354,7 @@ def _initial_model(
         model = SharedModel(shape)
     model.learn_scales(training.dense)
     if warm_from is not None:
-        start_from(model, load_model(warm_from))
+        start_from(model, load_model(warm_from), warm_contexts)
     if content is None:
         model.learn_item_categories(training.item, training.categories)
     else:

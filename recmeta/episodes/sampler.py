@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.rows import Rows
 from recmeta.errors import InputError
 
@@ -54,6 +55,9 @@ class EpisodeSampler:
     rows than they need, the whole context serves. In our study tasks made of item clusters or of
     unions of labels did harm, so this is for those who know why they want it.
 
+    With ``newcomers`` each task is, with probability ``newcomer_share``, one of a context that pretends to
+    be new: its rows look as `Newcomers` says, and the column ``newcomer`` (bool) marks them.
+
     Batch ``b`` depends on ``(seed, b)`` only. So the state is one number, and a run that was stopped
     anywhere goes on bit by bit where it was.
     """
@@ -71,6 +75,8 @@ class EpisodeSampler:
         mask: Tensor | None = None,
         labels: Tensor | None = None,
         every_context: bool = False,
+        newcomers: Newcomers | None = None,
+        newcomer_share: float = 0.0,
     ) -> None:
         """Index ``rows`` by context and time.
 
@@ -85,6 +91,8 @@ class EpisodeSampler:
             mask: bool [n], narrows all tasks to a part of the rows.
             labels: int64 [n], narrows each task to a subset of its own: item categories, event types.
             every_context: put each context into every meta-batch; tasks that are left are drawn as usual.
+            newcomers: how rows look if their context is new; left out, no context pretends to be.
+            newcomer_share: of the tasks, 0 to 1.
 
         Raises:
             InputError: no context has the rows that an episode needs, there are fewer tasks than
@@ -116,6 +124,7 @@ class EpisodeSampler:
             )
         self._labels = None if labels is None else np.unique(labels.numpy(), return_inverse=True)[1]
         self._every_context = every_context
+        self._newcomers, self._newcomer_share = newcomers, newcomer_share
         roots = np.sqrt([len(source.index) for source in self._sources])
         self._cumulative = np.cumsum(roots / roots.sum())
         self._drawn = 0
@@ -150,23 +159,43 @@ class EpisodeSampler:
         chosen = [self._sources[position] for position in (*first, *drawn)]
         if self._labels is not None:
             chosen = [self._narrowed(source, self._labels, generator) for source in chosen]
-        return self._episodes(chosen, self._query, generator)
+        episodes = self._episodes(chosen, self._query, generator)
+        if self._newcomers is None:
+            return self._columns(episodes)
+        pretend = torch.from_numpy(generator.random(self._tasks) < self._newcomer_share)
+        return self._columns(episodes, pretend)
 
     def one_of_each(self, query: int, most: int) -> MetaBatch:
         """Return one episode, always the same, of each of the ``most`` largest contexts."""
         largest = sorted(self._sources, key=lambda source: len(source.index), reverse=True)[:most]
         chosen = sorted(largest, key=lambda source: source.context)
-        return self._episodes(chosen, query, np.random.default_rng([self._seed, len(chosen), query]))
+        return self._columns(
+            self._episodes(chosen, query, np.random.default_rng([self._seed, len(chosen), query]))
+        )
 
-    def _episodes(self, sources: Sequence[_Source], rows: int, generator: np.random.Generator) -> MetaBatch:
+    def _episodes(
+        self, sources: Sequence[_Source], rows: int, generator: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Draw positions of rows: ``support`` and ``query``, int64 [tasks, rows]."""
         support = np.empty((len(sources), self._support), dtype=np.int64)
         query = np.empty((len(sources), rows), dtype=np.int64)
         for task, source in enumerate(sources):
             support[task], query[task] = self._episode(source, rows, generator)
-        return {
-            "support": self._rows.take_columns(torch.from_numpy(support)),
-            "query": self._rows.take_columns(torch.from_numpy(query)),
-        }
+        return {"support": torch.from_numpy(support), "query": torch.from_numpy(query)}
+
+    def _columns(self, episodes: Mapping[str, Tensor], pretend: Tensor | None = None) -> MetaBatch:
+        """Take the rows of episodes; those of tasks that ``pretend`` to be new as a newcomer's."""
+        batch = {part: self._rows.take_columns(index) for part, index in episodes.items()}
+        if pretend is None or self._newcomers is None:
+            return batch
+        for part, index in episodes.items():
+            columns = batch[part]
+            if bool(pretend.any()):
+                columns["dense"][pretend] = self._newcomers.dense(
+                    columns["dense"][pretend], columns["context"][pretend], index[pretend]
+                )
+            columns["newcomer"] = pretend.unsqueeze(-1).expand(index.shape)
+        return batch
 
     def _narrowed(self, source: _Source, labels: _Indices, generator: np.random.Generator) -> _Source:
         """The rows of a random subset of a source's labels, or the source itself if they are too few."""

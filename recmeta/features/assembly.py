@@ -143,6 +143,14 @@ class FeatureSpace:
         """Where the columns stand that bear no context's name."""
         return tuple(index for index, name in enumerate(self.names) if name.split(":")[0] not in self.named)
 
+    def nothing(self) -> Float32s:
+        """What each named column shows of what never happened, [size]; zero in the other columns."""
+        named = [name.partition(":") for name in self.names]
+        return np.array(
+            [self._nothing(rest) if context in self.named else 0.0 for context, _, rest in named],
+            dtype=np.float32,
+        )
+
     def index(self, name: str) -> int:
         """Where a column stands.
 
@@ -308,6 +316,31 @@ class FeatureSpace:
         """
         gone = {*hidden, context} if context in self.named else set(hidden)
         return self._without(dense, gone, None) if gone else dense.copy()
+
+    def with_own_log(self, dense: Float32s, context: str, blocks: Mapping[str, Block]) -> Float32s:
+        """Return rows of ``context`` with other counters of its own log in target and rate columns.
+
+        Args:
+            dense: [n, size] of any context's rows; not changed.
+            context: declared; it needs no named columns.
+            blocks: of the context's own views, as for `assemble`; one that is left out has no rows.
+        """
+        seen = dense.copy()
+        own = {kind: self._advanced(view_name(kind, context), blocks, len(dense)) for kind in KINDS}
+        for column, name in self._role_names("target"):
+            kind, counter = name.split(":")
+            seen[:, column] = self._shown(own[kind], counter)
+        for kind in (USER, ITEM):
+            for label, suffix in (("total", ""), (self._longest, f"_{self._longest}")):
+                hits = own[kind][:, self._counters.index(f"positives{suffix}")]
+                exposures = np.zeros(len(dense), dtype=np.float32)
+                for name, counter in (term.split(":") for term in self._exposures_of(context)):
+                    if name == context:
+                        exposures += own[kind][:, self._counters.index(f"{counter}{suffix}")]
+                    else:
+                        exposures += self._counted(dense, f"{name}:{kind}:{counter}{suffix}")
+                seen[:, self._index[f"rate:{kind}:{label}"]] = _smoothed(hits, exposures)
+        return seen
 
     def _without(self, dense: Float32s, hidden: Collection[str], target: str | None) -> Float32s:
         """Rows whose named, mean, peak, age and seen columns know nothing of ``hidden`` contexts."""

@@ -5,10 +5,14 @@ All of it goes to the night's own folder. This module must never look at a test 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from recmeta import artifacts
 from recmeta.adaptation import adapt as fit_adapters
@@ -18,11 +22,15 @@ from recmeta.dataset import (
     CATEGORIES_PER_ITEM,
     TRAIN,
     VALIDATION,
+    Frames,
     Part,
     Vocabularies,
     build_vocabularies,
     item_content,
+    newcomers,
+    thinned_logs,
 )
+from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import fit_trees
@@ -48,7 +56,7 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
     frames = labelled_rows(night)
     warm = _earlier_model(night)
     items = catalogue(night)
-    vocabularies = build_vocabularies(frames, items, None if warm is None else _vocabularies_of(warm))
+    vocabularies = build_vocabularies(frames, items, None if warm is None else _vocabularies_of(warm.folder))
     vocabularies.save(folder)
     parts = labelled_tensors(night)
     settings = night.settings.training
@@ -71,7 +79,9 @@ def train(night: Night, progress: Progress | None) -> dict[str, Any]:
         shape,
         settings,
         folder,
-        warm_from=warm,
+        warm_from=None if warm is None else warm.folder,
+        warm_contexts=None if warm is None else _earlier_indices(warm.contexts, night.contexts.names),
+        newcomers=_newcomers(night, frames) if settings.newcomer_share else None,
         content=item_content(items, vocabularies),
         progress=progress,
     ).to_json()
@@ -87,8 +97,26 @@ def _vocabularies_of(unit: Path) -> Vocabularies:
     return Vocabularies(users, items, categories)
 
 
-def _earlier_model(night: Night) -> Path | None:
-    """The folder of the parent's newest network, where this night's model can start from its weights."""
+def _newcomers(night: Night, frames: Frames) -> Newcomers:
+    space = feature_space(night)
+    return newcomers(frames, space, thinned_logs(frames, night.settings, space, night.until))
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """The parent's newest network: its folder in the bundle, and its contexts in the order of their index."""
+
+    folder: Path
+    contexts: tuple[str, ...]
+
+
+def _earlier_indices(earlier: Sequence[str], names: Sequence[str]) -> Tensor:
+    """For each context index of tonight the one that it had, 0 for a context that is new."""
+    return torch.tensor([0, *(earlier.index(name) + 1 if name in earlier else 0 for name in names)])
+
+
+def _earlier_model(night: Night) -> _Earlier | None:
+    """The parent's newest network, where this night's model can start from its weights."""
     if night.parent is None:
         return None
     bundle = BundleStore(night.settings.bundles_folder).open(night.parent)
@@ -105,7 +133,7 @@ def _earlier_model(night: Night) -> Path | None:
         settings.adapter_rank,
         settings.backbone,
     )
-    return folder if fits else None
+    return _Earlier(folder, manifest.units[manifest.trained].contexts) if fits else None
 
 
 def challengers(night: Night, progress: Progress | None) -> dict[str, Any]:

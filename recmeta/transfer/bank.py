@@ -1,0 +1,261 @@
+"""The bank of experts: what a model of each known context says of a row, as if the row were of that context.
+
+The expert of a source is the mean of two logits: its boosted trees', and the shared network's with the
+source as context. One expert more, the newcomer's, takes the row for one of a context nobody knows: trees
+over role columns and the network with context 0, both learnt on contexts that pretend to be new, with
+a thinned log of their own. So each is a bottom-level model that another task made (stacked generalisation,
+Wolpert 1992); `recmeta.transfer.stack` joins them.
+
+A bank can be fitted as if some contexts did not exist, features and all: what the evidence rests on.
+This module must never look at a test row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recmeta.dataset import TRAIN, VALIDATION, Frames, Part, ThinnedLog, newcomers
+from recmeta.episodes.newcomers import Newcomers
+from recmeta.episodes.rows import Rows, concat
+from recmeta.errors import InputError
+from recmeta.evaluation.baselines import Trees, fit_trees
+from recmeta.features.assembly import FeatureSpace, Float32s
+from recmeta.model_folder import load_model
+from recmeta.models.prediction import predict_logits
+from recmeta.models.shared import ModelShape, SharedModel
+from recmeta.settings import Settings
+from recmeta.training import train
+
+Floats = npt.NDArray[np.float64]
+
+SCALING_ROWS = 2_000
+"""Rows of each source on which experts' means and scales are measured; they need two digits."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Experts of ``sources``, then the newcomer's; contexts are indices as in ``Rows.context``."""
+
+    space: FeatureSpace
+    sources: tuple[str, ...]
+    hidden: tuple[str, ...]
+    network: SharedModel
+    trees: Mapping[str, Trees]
+    """By source; one that had too little to learn from is missing, and its expert is the network alone."""
+    role_trees: Trees | None
+    means: Floats
+    scales: Floats
+
+    def experts(self, rows: Rows, context: str) -> Floats:
+        """Return each expert's logits of rows of ``context``, float64 [n, sources + 1], as they come."""
+        dense = rows.dense.numpy()
+        found = [
+            self._expert(rows, self.space.as_context(dense, source, hidden=self.hidden), source)
+            for source in self.sources
+        ]
+        found.append(self._newcomer(rows, self.space.as_newcomer(dense, context, hidden=self.hidden)))
+        return np.stack(found, axis=1)
+
+    def scaled(self, rows: Rows, context: str) -> Floats:
+        """Return `experts`, each with mean 0 and deviation 1 over rows of the sources."""
+        return (self.experts(rows, context) - self.means) / self.scales
+
+    def _expert(self, rows: Rows, dense: Float32s, source: str) -> Floats:
+        index = self.space.contexts.names.index(source) + 1
+        logits = predict_logits(self.network, _seen(rows, dense, index))
+        trees = self.trees.get(source)
+        return logits if trees is None else (logits + trees.logits(dense)) / 2
+
+    def _newcomer(self, rows: Rows, dense: Float32s) -> Floats:
+        logits = predict_logits(self.network, _seen(rows, dense, 0))
+        return logits if self.role_trees is None else (logits + self.role_trees.logits(dense)) / 2
+
+
+def _seen(rows: Rows, dense: Float32s, context: int) -> Rows:
+    return replace(rows, dense=torch.from_numpy(dense), context=torch.full_like(rows.context, context))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What all banks of a night are fitted from."""
+
+    settings: Settings
+    space: FeatureSpace
+    frames: Frames
+    parts: Mapping[int, Part]
+    logs: Sequence[ThinnedLog]
+    shape: ModelShape
+    content: Tensor
+
+
+def fit_bank(
+    learnt: Learnt,
+    folder: Path,
+    *,
+    hidden: Collection[str] = (),
+    trees: Mapping[str, Trees] | None = None,
+    seed: int | None = None,
+) -> Bank:
+    """Fit a bank on all contexts but ``hidden``, as if those did not exist.
+
+    Args:
+        learnt: rows, features and settings.
+        folder: where the network is written; one that is there already, of the same inputs, is read.
+        hidden: contexts that are left out.
+        trees: of the sources, where they are known already.
+        seed: of the network; the settings' where left out.
+
+    Raises:
+        InputError: no context with named columns and training rows is left.
+    """
+    space, names = learnt.space, learnt.space.contexts.names
+    of = {
+        name: {part: learnt.parts[part].of_context(names.index(name) + 1).rows for part in _LEARNT}
+        for name in names
+    }
+    left = [name for name in names if name not in hidden and len(of[name][TRAIN])]
+    sources = tuple(name for name in left if name in space.named)
+    if not sources:
+        raise InputError(
+            f"transfer: expected a context to learn from beside {sorted(hidden)}, found none in {list(names)}"
+        )
+    gone = tuple(name for name in hidden if name in space.named)
+    seen = {
+        name: {part: _without(space, rows, name, gone) for part, rows in parts.items()}
+        for name, parts in of.items()
+        if name in left
+    }
+    pretend = newcomers(learnt.frames, space, learnt.logs, hidden=gone)
+    network = _network(learnt, left, seen, pretend, folder, seed)
+    known = dict(trees or {})
+    for name in sources:
+        if name not in known:
+            fitted = _fit_trees(
+                learnt, *(_thinned_out(seen[name][part], learnt.settings) for part in _LEARNT)
+            )
+            if fitted is not None:
+                known[name] = fitted
+    bank = Bank(
+        space=space,
+        sources=sources,
+        hidden=gone,
+        network=network,
+        trees={name: known[name] for name in sources if name in known},
+        role_trees=_role_trees(learnt, left, seen, pretend),
+        means=np.zeros(len(sources) + 1),
+        scales=np.ones(len(sources) + 1),
+    )
+    logits = np.concatenate(
+        [bank.experts(_spread(seen[name][TRAIN], SCALING_ROWS), name) for name in sources]
+    )
+    return replace(bank, means=logits.mean(axis=0), scales=np.maximum(logits.std(axis=0), 1e-3))
+
+
+_LEARNT = (TRAIN, VALIDATION)
+
+
+def _without(space: FeatureSpace, rows: Rows, name: str, gone: Sequence[str]) -> Rows:
+    if not gone or not len(rows):
+        return rows
+    dense = rows.dense.numpy()
+    seen = (
+        space.as_context(dense, name, hidden=gone)
+        if name in space.named
+        else space.as_newcomer(dense, name, hidden=gone)
+    )
+    return replace(rows, dense=torch.from_numpy(seen))
+
+
+def _network(
+    learnt: Learnt,
+    left: Sequence[str],
+    seen: Mapping[str, Mapping[int, Rows]],
+    pretend: Newcomers,
+    folder: Path,
+    seed: int | None,
+) -> SharedModel:
+    """Meta-train the network that reads newcomers, with the night's own meta-learner."""
+    transfer = learnt.settings.transfer
+    changes = {
+        "max_steps": transfer.steps,
+        "newcomer_share": transfer.newcomer_share,
+        "seed": learnt.settings.training.seed if seed is None else seed,
+    }
+    settings = learnt.settings.training.model_copy(update=changes)
+    if not (folder / "model.json").exists():
+        names = learnt.space.contexts.names
+        index = learnt.parts[TRAIN].rows.context
+        rows = torch.cat([torch.nonzero(index == names.index(name) + 1).flatten() for name in left])
+        train(
+            concat([seen[name][TRAIN] for name in left]),
+            concat([seen[name][VALIDATION] for name in left]),
+            learnt.shape,
+            settings,
+            folder,
+            content=learnt.content,
+            newcomers=pretend.take(rows),
+        )
+    return load_model(folder)
+
+
+def _fit_trees(learnt: Learnt, training: Rows, later: Rows) -> Trees | None:
+    return fit_trees(
+        training.dense.numpy(),
+        training.label.numpy(),
+        training.weight.numpy(),
+        later.dense.numpy(),
+        later.label.numpy(),
+        learnt.settings.trees,
+        validation_weight=later.weight.numpy(),
+        threads=learnt.settings.training.threads,
+        seed=learnt.settings.training.seed,
+    )
+
+
+def _role_trees(
+    learnt: Learnt, left: Sequence[str], seen: Mapping[str, Mapping[int, Rows]], pretend: Newcomers
+) -> Trees | None:
+    """Fit trees on rows of all contexts as newcomers' rows, over columns that bear no context's name.
+
+    The earlier nine tenths of each context's training rows teach, the later tenth says when to stop:
+    only training rows have thinned logs.
+    """
+    names = learnt.space.contexts.names
+    index = learnt.parts[TRAIN].rows.context
+    named = np.ones(learnt.space.size, dtype=np.bool_)
+    named[list(learnt.space.role_columns)] = False
+    taught: list[Rows] = []
+    stops: list[Rows] = []
+    for name in left:
+        rows = seen[name][TRAIN]
+        numbers = torch.nonzero(index == names.index(name) + 1).flatten()
+        kept = _spread_index(len(rows), learnt.settings.transfer.rows)
+        rows, numbers = rows.take(kept), numbers[kept]
+        dense = pretend.dense(rows.dense, rows.context, numbers)
+        dense[:, torch.from_numpy(named)] = 0.0  # of no use to a split
+        rows = replace(rows, dense=dense)
+        border = len(rows) * 9 // 10
+        taught.append(rows.take(torch.arange(border)))
+        stops.append(rows.take(torch.arange(border, len(rows))))
+    return _fit_trees(learnt, concat(taught), concat(stops))
+
+
+def _thinned_out(rows: Rows, settings: Settings) -> Rows:
+    return _spread(rows, settings.transfer.rows)
+
+
+def _spread(rows: Rows, most: int) -> Rows:
+    return rows.take(_spread_index(len(rows), most))
+
+
+def _spread_index(rows: int, most: int) -> Tensor:
+    """At most ``most`` row numbers, evenly over the rows as they come."""
+    count = min(rows, most)
+    return torch.arange(count) * rows // max(count, 1)
