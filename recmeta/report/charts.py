@@ -6,12 +6,14 @@ repeat what colour says. This module must never read a file of a night or decide
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from recmeta import artifacts
@@ -67,7 +69,7 @@ def inline_svg(chart: Chart, prefix: str) -> Markup:
     """
     import vl_convert
 
-    drawn: str = vl_convert.vegalite_to_svg(_styled(chart).to_dict())
+    drawn: str = vl_convert.vegalite_to_svg(_specification(chart))
     drawn = re.sub(r' (?:aria-[a-z]+|role|class|pointer-events)="[^"]*"', "", drawn)
     names = list(dict.fromkeys(re.findall(r' id="([^"]+)"', drawn)))
     for number, name in enumerate(names):
@@ -83,30 +85,39 @@ def _sized(found: re.Match[str]) -> str:
     return f'<svg aria-hidden="true" focusable="false" {found[1]}style="{style}"'
 
 
-def save_png(panels: Sequence[Panel], path: Path, *, title: str, told: Sequence[str], columns: int) -> None:
-    """Write all panels of a figure as one PNG, two pixels a point."""
+def save_png(panels: Sequence[Panel], path: Path, *, title: str, told: str, columns: int) -> None:
+    """Write all panels of a figure as one PNG, two pixels a point, with its title and how to read it."""
     import altair as alt
+    import vl_convert
 
     drawn = [
         panel.draw(number == 0).properties(title=alt.TitleParams(panel.title, anchor="start", fontSize=13))
         for number, panel in enumerate(panels)
     ]
-    chart = _styled(
-        alt.concat(*drawn, columns=columns, spacing=28).properties(
-            title=alt.TitleParams(
-                title,
-                subtitle=list(told),
-                anchor="start",
-                fontSize=17,
-                subtitleFontSize=12,
-                subtitleColor=QUIET,
-                subtitlePadding=6,
-                offset=16,
-            )
-        )
-    ).properties(padding=18)
+    heading = alt.TitleParams(
+        title,
+        subtitle=wrap(told[:1].upper() + told[1:], _letters(len(panels), columns)),
+        anchor="start",
+        fontSize=17,
+        subtitleFontSize=12,
+        subtitleColor=QUIET,
+        subtitlePadding=6,
+        offset=16,
+    )
+    chart = alt.concat(*drawn, columns=columns, spacing=28).properties(title=heading, padding=18)
     with artifacts.replacing(path) as temporary:
-        chart.save(str(temporary), format="png", scale_factor=2)
+        temporary.write_bytes(vl_convert.vegalite_to_png(_specification(chart), scale=2))
+
+
+def _specification(chart: Chart) -> dict[str, Any]:
+    """Vega-Lite's JSON, without Altair's check against the schema: it takes its time, and tests make it."""
+    found: dict[str, Any] = _styled(chart).to_dict(validate=False)
+    return found
+
+
+def _letters(panels: int, columns: int) -> int:
+    """How many letters of a subtitle fit above the panels."""
+    return max(90, 52 * min(panels, columns))
 
 
 def _styled(chart: Chart) -> Chart:
@@ -130,9 +141,11 @@ def _styled(chart: Chart) -> Chart:
 
 
 def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as JSON text: Altair copies data that it can look into several times over, which is slow."""
     import altair as alt
 
-    return alt.InlineData(values=list(rows))
+    text = json.dumps(list(rows), allow_nan=False)
+    return alt.InlineData(values=text, format=alt.JsonDataFormat(type="json"))
 
 
 # Onboarding ---------------------------------------------------------------------------------------
@@ -186,7 +199,11 @@ def curve_panel(
     scale = alt.Scale(domain=list(extent), nice=False, zero=False, clamp=True)
     axis = alt.Axis(format=".2f", tickCount=5, minExtent=34)
     y = alt.Y("auc:Q", title="AUC", scale=scale, axis=axis)
-    key = alt.Legend(orient="top", title=None, symbolStrokeWidth=2, labelLimit=240) if legend else None
+    key = (
+        alt.Legend(orient="top", title=None, symbolOpacity=1, symbolSize=90, labelLimit=240)
+        if legend
+        else None
+    )
 
     def scaled(channel: Any, values: list[Any]) -> Any:
         return channel("method:N", scale=alt.Scale(domain=list(methods.values()), range=values), legend=key)
@@ -239,12 +256,14 @@ def heat_map(
     values = [abs(cell["value"]) for cell in cells if cell["value"] is not None]
     reach = max(0.002, *values) if values else 0.002
     roomy = len(targets) <= 9
-    wide, high = (68, 46) if roomy else (30, 26)
+    wide, high = (72, 46) if roomy else (30, 26)
     rows = [
         {
             **cell,
             "number": "" if cell["value"] is None else f"{cell['value']:+.3f}".replace("-", "−"),
-            "strong": cell["value"] is not None and abs(cell["value"]) > 0.62 * reach,
+            # White letters only where the ground is dark enough for them; orange is the lighter of the two.
+            "strong": cell["value"] is not None
+            and (cell["value"] > 0.62 * reach or cell["value"] < -0.9 * reach),
         }
         for cell in cells
     ]

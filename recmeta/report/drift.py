@@ -3,16 +3,22 @@
 PSI compares the shares of equal-count bins of the training rows with those of the last seven days:
 sum((q - p) * ln(q / p)). Credit scoring reads below .1 as steady, .1 to .25 as some change, above as much
 (Siddiqi 2006, Credit Risk Scorecards). But it is above 0 by chance alone: with independent rows by about
-(bins - 1) * (1/n + 1/m) (Yurdakul and Naranjo 2020), and rows of one user are not independent. So users
-are drawn with replacement, the PSI that such chance makes is measured, its mean is subtracted, and only
-what chance makes in less than one of twenty draws is called a change.
+(bins - 1) * (1/n + 1/m) (Yurdakul and Naranjo 2020), and rows of one user are not independent. So it is
+measured what chance makes: as many users' weeks as came in the last days are drawn from training, again
+and again, and compared in the same way. The mean of that is subtracted, and only what chance makes in less
+than one of twenty draws is called a change. And weeks differ: people come for what is new, so that items
+of one week are not those of another. Every week of training is compared with the whole, too, and what one
+week of ten reaches is no change.
 
-Few rows do not alarm; what grows with the age of the log by its nature (totals, ages) is told apart.
+Few rows do not alarm; what grows with the age of the log by its nature (totals, ages, counts that
+still fill up) is told apart.
 This module must never know a model.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,7 +33,6 @@ from recmeta import artifacts
 from recmeta.contexts import Contexts, SampledNegatives
 from recmeta.dataset import TRAIN, Frames
 from recmeta.errors import SchemaError
-from recmeta.evaluation.resampling import draw_counts
 from recmeta.events.ledger import DAY, midnight_before
 from recmeta.report.bins import Floats, bin_of, equal_count_edges
 
@@ -44,12 +49,20 @@ LEAST_ROWS, LEAST_USERS = 100, 10
 """Below either a share of a tenth is a matter of single rows: nothing is said."""
 
 MOST_ROWS = 20_000
-"""Rows of a part that are looked at: shares of a tenth are then known to two parts in a thousand."""
+"""Rows of a part that are looked at: independent ones would give a tenth to two parts in a thousand."""
+
+LEAST_WEEKS = 8
+"""Weeks of training from which on it can be said what one of ten reaches; with fewer chance alone decides."""
 
 DRAWS = 200
 """Bootstrap draws; the 95th percentile then rests on ten of them."""
 
+FULL = 6.6
+"""Half-lives in the middle of which a count that fades by half has filled up to nine tenths of its level."""
+
 _SEED = 0
+_FADING = re.compile(r"^(?:positives|negatives)_(\d+)([smhd])$")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _GROWING = ("positives", "negatives", "hours_since_first")
 _LOGARITHMS = ("positives", "negatives", "hours", "age")
 
@@ -82,7 +95,8 @@ def drift(frames: Frames, contexts: Contexts, names: Sequence[str], until: datet
         ``rate_now``, ``sampled``: whether negatives are drawn a fixed number a positive, so that the rate
         is ours), ``looked_at`` (number of features that vary), ``features``: for each, the worst first,
         ``name``, ``psi`` (as it is), ``excess`` (less what chance makes), ``chance`` (what it makes in one of
-        twenty draws), ``verdict`` (steady, some, much), ``grows`` (by nature), ``before`` and ``now``
+        twenty draws), ``ordinary`` (what one week of training in ten reaches; None where they are few),
+        ``verdict`` (steady, some, much), ``grows`` (by nature), ``before`` and ``now``
         (means; counts, hours and shares, not their logarithms). Where there are too few rows ``reason``
         says so, and there are no features.
 
@@ -103,14 +117,17 @@ def drift(frames: Frames, contexts: Contexts, names: Sequence[str], until: datet
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two parts that are compared: rows, weights (of mean 1), users as 0..U-1."""
+    """One of the two parts that are compared: rows, weights (of mean 1), and each row's cluster as 0..C-1.
+
+    A cluster is what one user did in one week: its rows are alike, for the user's counters hardly move.
+    """
 
     rows: npt.NDArray[np.int64]
     weights: Floats
-    users: npt.NDArray[np.int64]
+    clusters: npt.NDArray[np.int64]
     count: int
-    drawn: Floats
-    """How often each user came in each draw, [DRAWS, U]."""
+    weeks: npt.NDArray[np.int64]
+    """Of those weeks that have rows enough, each row's as 0..W-1; -1 in others."""
 
 
 def _of_context(
@@ -147,10 +164,12 @@ def _of_context(
             )
             return report
     generator = np.random.default_rng(seed)
-    before, now = (_side(frames, side, generator) for side in (training, recent))
+    weeks = (since - instants) // round(WINDOW.total_seconds() * 1_000_000)
+    before, now = (_side(frames, side, weeks, generator) for side in (training, recent))
+    drawn = _draws(before, now, generator)
     labels = frames.table["label"].to_numpy().astype(np.float64)
     report["label"] = {
-        **_compared(labels[before.rows], labels[now.rows], before, now),
+        **_compared(labels[before.rows], labels[now.rows], before, now, drawn),
         "rate_before": _mean(labels[training], _weights(frames, training)),
         "rate_now": _mean(labels[recent], _weights(frames, recent)),
         "sampled": isinstance(contexts[name].negatives.source, SampledNegatives),
@@ -164,8 +183,8 @@ def _of_context(
         features.append(
             {
                 "name": names[column],
-                **_compared(first, second, before, now),
-                "grows": grows(names[column]),
+                **_compared(first, second, before, now, drawn),
+                "grows": grows(names[column], start - frames.split.start),
                 "before": _mean(_plain(names[column], first), before.weights),
                 "now": _mean(_plain(names[column], second), now.weights),
             }
@@ -186,9 +205,17 @@ def _columns(names: Sequence[str], context: str) -> list[int]:
     return [number for number, name in enumerate(names) if not name.startswith(repeated)]
 
 
-def grows(name: str) -> bool:
-    """Whether a feature grows with the age of the log by its nature: totals, and ages since the first."""
-    return name.startswith("age:") or name.rpartition(":")[2] in _GROWING
+def grows(name: str, span: timedelta) -> bool:
+    """Whether a feature grows with the age of the log by its nature, whatever people do.
+
+    Totals and ages do; and counts that fade by half over a time of which the training rows' ``span`` holds
+    fewer than `FULL`: they were still filling up when the rows were made.
+    """
+    counter = name.rpartition(":")[2]
+    if name.startswith("age:") or counter in _GROWING:
+        return True
+    fading = _FADING.search(counter)
+    return fading is not None and span < FULL * timedelta(**{_UNITS[fading[2]]: int(fading[1])})
 
 
 def is_logarithm(name: str) -> bool:
@@ -204,46 +231,91 @@ def _plain(name: str, values: Floats) -> Floats:
     return np.expm1(values) if is_logarithm(name) else values
 
 
-def _compared(first: Floats, second: Floats, before: _Side, now: _Side) -> dict[str, Any]:
-    """PSI of two sets of values, less what the draw of users makes by chance."""
+def _compared(first: Floats, second: Floats, before: _Side, now: _Side, drawn: Floats) -> dict[str, Any]:
+    """PSI of two sets of values, less what the draw of users makes by chance; ``drawn`` as by `_draws`."""
     edges = equal_count_edges(first, before.weights, BINS)
     if not len(edges):  # one value in training: below, at and above it
         edges = np.array([np.nextafter(first[0], -np.inf), first[0]])
     bins = len(edges) + 1
-    p, chance_p = _shares(bin_of(first, edges), before, bins)
-    q, chance_q = _shares(bin_of(second, edges), now, bins)
-    psi = float(np.sum((q - p) * np.log(q / p)))
-    # (q - p) ln(q / p) is (q - p)^2 over something between p and q.
-    moved = np.sum(((chance_q - q) - (chance_p - p)) ** 2 / ((p + q) / 2.0), axis=1)
-    chance = float(np.quantile(moved, 0.95))
-    excess = max(0.0, psi - float(moved.mean()))
+    taught, came = bin_of(first, edges), bin_of(second, edges)
+    p = _shares(np.bincount(taught, weights=before.weights, minlength=bins), len(first))
+    q = _shares(np.bincount(came, weights=now.weights, minlength=bins), len(second))
+    cells = np.bincount(
+        before.clusters * bins + taught, weights=before.weights, minlength=before.count * bins
+    )
+    by_chance = _psi(p, _shares(drawn @ cells.reshape(before.count, bins), len(second)))
+    psi, chance = float(_psi(p, q)), float(np.quantile(by_chance, 0.95))
+    ordinary = _ordinary(p, taught, before, bins, len(second))
+    excess = max(0.0, psi - float(by_chance.mean()))
     verdict = "steady"
-    if psi > chance and excess >= SOME:
+    if psi > max(chance, ordinary or 0.0) and excess >= SOME:
         verdict = "much" if excess >= MUCH else "some"
     return {
         "psi": _rounded(psi),
         "excess": _rounded(excess),
         "chance": _rounded(chance),
+        "ordinary": None if ordinary is None else _rounded(ordinary),
         "verdict": verdict,
     }
 
 
-def _shares(place: npt.NDArray[np.int64], side: _Side, bins: int) -> tuple[Floats, Floats]:
-    """Each bin's share, [bins], and the same in every draw of users, [DRAWS, bins]; half a row is added."""
-    cells = np.bincount(side.users * bins + place, weights=side.weights, minlength=side.count * bins)
-    by_user = cells.reshape(side.count, bins)
-    counts = np.vstack([by_user.sum(axis=0), side.drawn @ by_user]) + 0.5
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    return shares[0], shares[1:]
+def _ordinary(p: Floats, place: npt.NDArray[np.int64], side: _Side, bins: int, rows: int) -> float | None:
+    """The PSI that one week of training in ten reaches, as if it had ``rows`` rows; None with few weeks."""
+    count = int(side.weeks.max()) + 1
+    if count < LEAST_WEEKS:
+        return None
+    inside = side.weeks >= 0
+    cells = np.bincount(
+        side.weeks[inside] * bins + place[inside], weights=side.weights[inside], minlength=count * bins
+    )
+    return float(np.quantile(_psi(p, _shares(cells.reshape(count, bins), rows)), 0.9))
 
 
-def _side(frames: Frames, rows: npt.NDArray[np.int64], generator: np.random.Generator) -> _Side:
+def _psi(p: Floats, q: Floats) -> Floats:
+    """The population stability index of shares [bins] and [..., bins], none of which is 0."""
+    return np.asarray(np.sum((q - p) * np.log(q / p), axis=-1), dtype=np.float64)
+
+
+def _shares(counts: npt.NDArray[Any], rows: int) -> Floats:
+    """Shares of ``counts`` [..., bins] as if they were of ``rows`` rows, with half a row more in each bin."""
+    scaled = counts * (rows / counts.sum(axis=-1, keepdims=True)) + 0.5
+    return np.asarray(scaled / scaled.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def _draws(before: _Side, now: _Side, generator: np.random.Generator) -> Floats:
+    """How often each cluster of training comes in each draw, [DRAWS, C].
+
+    As many are drawn as there are now, or fewer where they have more rows each: so few say less.
+    """
+    alike = math.ceil(len(now.rows) * before.count / len(before.rows))
+    size = min(now.count, alike)
+    chosen = generator.integers(0, before.count, size=(DRAWS, size))
+    chosen += np.arange(DRAWS)[:, None] * before.count
+    counts = np.bincount(chosen.ravel(), minlength=DRAWS * before.count)
+    return counts.reshape(DRAWS, before.count).astype(np.float64)
+
+
+def _side(
+    frames: Frames,
+    rows: npt.NDArray[np.int64],
+    weeks: npt.NDArray[np.int64],
+    generator: np.random.Generator,
+) -> _Side:
+    """Take rows, by whole clusters at most about `MOST_ROWS` of them."""
+    keys = pl.DataFrame({"user": frames.table["user_id"][rows], "week": weeks[rows]})
+    clusters = keys.select(pl.struct("user", "week").rank("dense")).to_series().to_numpy().astype(np.int64)
     if len(rows) > MOST_ROWS:
-        rows = np.sort(generator.choice(rows, MOST_ROWS, replace=False))
+        sizes = np.bincount(clusters)
+        order = generator.permutation(len(sizes))
+        taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), MOST_ROWS)) + 1]
+        kept = np.isin(clusters, taken)
+        rows, clusters = rows[kept], clusters[kept]
+    clusters = np.unique(clusters, return_inverse=True)[1].astype(np.int64)
     weights = _weights(frames, rows)
-    keys = frames.table["user_id"][rows].rank("dense").to_numpy().astype(np.int64) - 1
-    count = int(keys.max()) + 1
-    return _Side(rows, weights / weights.mean(), keys, count, draw_counts(generator, DRAWS, count))
+    _, week, sizes = np.unique(weeks[rows], return_inverse=True, return_counts=True)
+    full = sizes >= LEAST_ROWS
+    numbers = np.where(full, np.cumsum(full) - 1, -1).astype(np.int64)
+    return _Side(rows, weights / weights.mean(), clusters, int(clusters.max()) + 1, numbers[week])
 
 
 def _weights(frames: Frames, rows: npt.NDArray[np.int64]) -> Floats:

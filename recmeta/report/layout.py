@@ -62,7 +62,7 @@ class Drawing:
     def save(self, folder: Path) -> Path:
         """Write the figure as a PNG of its own, and return where."""
         path = folder / f"{self.name}.png"
-        save_png(self.panels, path, title=self.title, told=[self.how], columns=self.columns)
+        save_png(self.panels, path, title=self.title, told=self.how, columns=self.columns)
         return path
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from recmeta import artifacts
 from recmeta.contexts import load_contexts
 from recmeta.errors import InputError, NotFoundError
-from recmeta.report.words import at, entries, number
+from recmeta.report.words import at, entries, share
 from recmeta.settings import Settings
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its 95 % interval; any may be unknown."""
+    """An AUC with its 95 % interval; any may be unknown, as is what lies outside 0 to 1."""
 
     value: float | None = None
     low: float | None = None
@@ -28,7 +28,7 @@ class Figure:
     @classmethod
     def of(cls, found: Any, name: str = "value") -> Figure:
         """Read a JSON mapping with ``name``, ``low`` and ``high``."""
-        return cls(number(at(found, name)), number(at(found, "low")), number(at(found, "high")))
+        return cls(share(at(found, name)), share(at(found, "low")), share(at(found, "high")))
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Serving:
     """The candidate; of what was kept, what it was when it came in."""
     kept: bool = False
     """Whether it served before already."""
+    by_default: bool = False
+    """Whether it serves without having passed the gates: there were too few rows to decide."""
     reason: str = ""
     auc: Figure = field(default_factory=Figure)
 
@@ -181,7 +183,7 @@ def _serving(
         now = Figure.of(at(_candidates(found), "incumbent", "auc"))
         told = Figure.of(at(entry, "metrics", "auc"))
         reason = str(at(found, "reason") or at(entry, "reason") or "")
-        kept[context] = Serving(_name(entry), True, reason, told if now.value is None else now)
+        kept[context] = Serving(_name(entry), True, False, reason, told if now.value is None else now)
     return kept
 
 
@@ -192,9 +194,9 @@ def _of_night(context: str, found: Any, parent: dict[str, Any]) -> Serving:
     figure = Figure.of(at(candidates, measured, "auc"))
     reason = str(at(found, "reason") or "")
     if serves != "incumbent":
-        return Serving(serves, False, reason, figure)
+        return Serving(serves, False, at(found, "promoted") is False, reason, figure)
     entry = at(parent, "contexts", context)
-    return Serving("incumbent" if entry is None else _name(entry), True, reason, figure)
+    return Serving("incumbent" if entry is None else _name(entry), True, False, reason, figure)
 
 
 def _candidates(found: Any) -> dict[str, Any]:
@@ -227,7 +229,7 @@ def _before(settings: Settings, folder: Path, parent_version: Any, parent: dict[
         return None
     serving = {
         context: Serving(
-            _name(entry), False, str(at(entry, "reason") or ""), Figure.of(at(entry, "metrics", "auc"))
+            _name(entry), reason=str(at(entry, "reason") or ""), auc=Figure.of(at(entry, "metrics", "auc"))
         )
         for context, entry in entries(parent, "contexts").items()
     }

@@ -161,7 +161,7 @@ def _tiles(night: NightFiles) -> dict[str, str]:
     """The few numbers that a reader in a hurry takes along."""
     serving = night.serving
     learnt = sum(found.serves not in ("nothing", "popularity") for found in serving.values())
-    new = sum(not found.kept and found.serves != "nothing" for found in serving.values())
+    new = sum(headline.is_new(found) for found in serving.values())
     return {
         "contexts served by something learnt": f"{learnt} of {len(serving)}",
         "of them new tonight": str(new),

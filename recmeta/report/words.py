@@ -112,6 +112,12 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
+def share(value: Any) -> float | None:
+    """A number from 0 to 1, as AUCs and rates are; None for everything else."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
+
+
 def at(value: Any, *keys: str) -> Any:
     """What stands under ``keys`` in nested mappings; None where one of them is not there."""
     for key in keys:

@@ -7,7 +7,7 @@ from typing import Any
 from recmeta.report.charts import Panel, reliability_panel
 from recmeta.report.layout import Drawing, Section, note, table
 from recmeta.report.night_files import NightFiles
-from recmeta.report.words import at, count, entries, listed, number, percent
+from recmeta.report.words import at, count, entries, listed, number, percent, share
 
 MOST_PANELS = 12
 """Contexts that are drawn: four rows of three."""
@@ -75,7 +75,7 @@ def _bins(told: Any) -> list[dict[str, Any]]:
     raw = at(told, "bins")
     bins = []
     for each in raw if isinstance(raw, list) else []:
-        values = {field: number(at(each, field)) for field in _FIELDS}
+        values = {field: share(at(each, field)) for field in _FIELDS}
         if values["predicted"] is None or values["observed"] is None:
             continue
         for end in ("low", "high"):
@@ -100,7 +100,7 @@ def _short(off: dict[str, int], found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _line(night: NightFiles, context: str, bins: list[dict[str, Any]], off: int) -> str:
-    said = f"{off} of {count(len(bins), 'bin')} lie outside their interval."
+    said = f"{off} of {count(len(bins), 'bin')} outside the 95 % interval."
     loss = number(at(night.calibration, context, "log_loss"))
     base = number(at(night.calibration, context, "base_rate_log_loss"))
     if loss is not None:

@@ -60,11 +60,15 @@ def section(night: NightFiles) -> Section:
                 "How to read: PSI, the population stability index, compares how often each tenth of the "
                 f"training values occurs now; what chance makes is taken off. Below {SOME} is steady, up to "
                 f"{MUCH} a little, above it a lot: the usual borders of credit scoring (Siddiqi 2006), the "
-                f"two ticks on a bar, which is full at {REACH:.0f}. Counts over days fade by half in that "
-                "time. A move is no fault by itself: the model was trained on other days, and the next "
-                "night learns from these."
+                f"two ticks on a bar, which is full at {REACH:.0f}. What chance or one training week in ten "
+                "reaches as well is no more than usual. Counts over days fade by half in that time. A move "
+                "is no fault by itself: the model was trained on other days, and the next night learns from "
+                "these."
             ),
-            note(f"Not counted: {grown} totals and ages, which grow with the log by their nature.")
+            note(
+                f"Not counted: {grown} totals, ages and counts over more days than the log has had time to "
+                "fill, which grow with the log by their nature."
+            )
             if grown
             else None,
         ],
@@ -92,7 +96,14 @@ def _features(found: Any) -> list[Any]:
     """Features with a number, the worst first."""
     raw = at(found, "features")
     usable = [each for each in raw if number(at(each, "excess")) is not None] if isinstance(raw, list) else []
-    return sorted(usable, key=lambda each: (-(number(at(each, "excess")) or 0.0), str(at(each, "name"))))
+    return sorted(
+        usable,
+        key=lambda each: (
+            ("much", "some").index(verdict) if (verdict := at(each, "verdict")) in ("much", "some") else 2,
+            -(number(at(each, "excess")) or 0.0),
+            str(at(each, "name")),
+        ),
+    )
 
 
 def _row(each: Any) -> list[Child]:
@@ -101,7 +112,7 @@ def _row(each: Any) -> list[Child]:
     verdict = str(at(each, "verdict"))
     label, kind = _TAGS.get(verdict, (verdict, "plain"))
     if verdict == "steady" and excess >= SOME:
-        label = "within chance"
+        label = "no more than usual"
     return [
         feature(name),
         [

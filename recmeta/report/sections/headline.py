@@ -95,11 +95,9 @@ def status(night: NightFiles) -> tuple[str, str, str]:
 
 
 def _short(night: NightFiles) -> str:
-    new = [
-        context
-        for context, serving in night.serving.items()
-        if not serving.kept and serving.serves != "nothing"
-    ]
+    new = [context for context, serving in night.serving.items() if is_new(serving)]
+    default = [context for context, serving in night.serving.items() if serving.by_default]
+    default = [context for context in default if night.serving[context].serves != "nothing"]
     kept = [context for context, serving in night.serving.items() if serving.kept]
     none = [context for context, serving in night.serving.items() if serving.serves == "nothing"]
     said = []
@@ -107,6 +105,8 @@ def _short(night: NightFiles) -> str:
         said.append(f"Something new serves {listed(new)}.")
     if kept:
         said.append(f"{listed(kept)} {'keeps' if len(kept) == 1 else 'keep'} what served before.")
+    if default:
+        said.append(f"The shared start serves {listed(default)} until there are rows enough to decide.")
     if none:
         said.append(f"Nothing learnt serves {listed(none)}: popularity stands in.")
     return " ".join(said)
@@ -118,7 +118,14 @@ def _served(serving: Serving) -> list[Child]:
         return [name, " ", tagged("kept", "plain")]
     if serving.serves == "nothing":
         return [tagged("nothing passed", "watch")]
+    if serving.by_default:
+        return [name, " ", tagged("by default", "watch")]
     return [name, " ", tagged("new", "good")]
+
+
+def is_new(serving: Serving) -> bool:
+    """Whether something that passed the gates tonight serves."""
+    return not (serving.kept or serving.by_default or serving.serves == "nothing")
 
 
 def _extent(figures: list[Figure]) -> tuple[float, float]:

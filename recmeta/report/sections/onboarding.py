@@ -8,7 +8,19 @@ from typing import Any
 from recmeta.report.charts import LOOKS, Panel, curve_panel
 from recmeta.report.layout import Drawing, Section, bullets, note, table
 from recmeta.report.night_files import NightFiles
-from recmeta.report.words import RUNGS, at, auc, count, entries, interval, listed, method, number, shots
+from recmeta.report.words import (
+    RUNGS,
+    at,
+    auc,
+    count,
+    entries,
+    interval,
+    listed,
+    method,
+    number,
+    share,
+    shots,
+)
 
 MOST_PANELS = 12
 """Contexts with a panel of their own, beside the mean: four rows of three."""
@@ -75,10 +87,10 @@ def _points(curve: Any) -> list[dict[str, Any]]:
     points = []
     for name in METHODS:
         for label, found in entries(curve, name).items():
-            value = number(at(found, "auc"))
+            value = share(at(found, "auc"))
             if value is None or (shots(label) is None and label != "all"):
                 continue
-            low, high = number(at(found, "low")), number(at(found, "high"))
+            low, high = share(at(found, "low")), share(at(found, "high"))
             points.append(
                 {
                     "method": name,
@@ -180,7 +192,7 @@ def _live(night: NightFiles, contexts: tuple[str, ...]) -> list[str]:
         found = [
             (level, value)
             for label, level_found in entries(night.transfer, "contexts", context, "live").items()
-            if (level := _level(label)) is not None and (value := number(at(level_found, "auc"))) is not None
+            if (level := _level(label)) is not None and (value := share(at(level_found, "auc"))) is not None
         ]
         if len(found) > 1:
             (first, before), (last, after) = min(found), max(found)

@@ -6,13 +6,14 @@ from typing import Any
 
 from recmeta.report.charts import Panel, heat_map
 from recmeta.report.layout import Drawing, Section, bullets, note, table
-from recmeta.report.night_files import Figure, NightFiles
+from recmeta.report.markup import Child, Markup, element
+from recmeta.report.night_files import NightFiles
 from recmeta.report.words import at, auc, count, entries, listed, number, signed
 
 MOST = 24
 """Contexts on a side of the map; more cannot be told apart."""
 
-_WORDS = {"helps": "helps", "hurts": "hurts", "neutral": "neutral"}
+_VERDICTS = ("helps", "hurts", "neutral")
 
 
 def section(night: NightFiles) -> Section:
@@ -43,7 +44,7 @@ def section(night: NightFiles) -> Section:
             "source": source,
             "target": target,
             "value": number(at(audit, source, target, "value")),
-            "verdict": _WORDS.get(str(at(audit, source, target, "verdict")), ""),
+            "verdict": verdict if (verdict := at(audit, source, target, "verdict")) in _VERDICTS else "",
         }
         for source in sources
         for target in targets
@@ -108,7 +109,7 @@ def _shown(pairs: list[tuple[str, str, Any]], names: list[str]) -> list[str]:
     return sorted(sorted(worst, key=lambda name: (worst[name], name))[:MOST])
 
 
-def _left_out(every: int, shown: int) -> Any:
+def _left_out(every: int, shown: int) -> Child:
     return (
         note(f"The map shows the {shown} of {every} surfaces with the worst pairs.")
         if shown < every
@@ -116,17 +117,13 @@ def _left_out(every: int, shown: int) -> Any:
     )
 
 
-def _heading(text: str) -> Any:
-    from recmeta.report.markup import element
-
+def _heading(text: str) -> Markup:
     return element("h3", text)
 
 
 def _ends(found: Any) -> str:
-    figure = Figure.of(found)
-    return (
-        "–" if figure.low is None or figure.high is None else f"{signed(figure.low)} to {signed(figure.high)}"
-    )
+    low, high = number(at(found, "low")), number(at(found, "high"))
+    return "–" if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
 def _sentence(source: str, target: str, found: Any) -> str:
@@ -136,8 +133,8 @@ def _sentence(source: str, target: str, found: Any) -> str:
     return f"Learning from {source} makes {target} worse: {signed(value)} AUC{sure}."
 
 
-def _remedies(night: NightFiles) -> Any:
-    lines = []
+def _remedies(night: NightFiles) -> Child:
+    lines: list[Child] = []
     for target, found in entries(night.transfer, "remedies").items():
         left = at(found, "left_out")
         names = [str(name) for name in left] if isinstance(left, list) else []
@@ -146,19 +143,15 @@ def _remedies(night: NightFiles) -> Any:
         outcome = (
             "It helped, and is kept." if at(found, "helped") is True else "It did not help, and is not kept."
         )
+        sure = "" if _ends(found) == "–" else f", 95 % interval {_ends(found)}"
         lines.append(
             f"{target}, learnt without {listed(names) or 'nothing'}: AUC {auc(before)} → {auc(after)} "
-            f"({change}{_of_change(found)}). {outcome}"
+            f"({change}{sure}). {outcome}"
         )
     return [_heading("What was tried against it"), bullets(lines)] if lines else None
 
 
-def _of_change(found: Any) -> str:
-    low, high = number(at(found, "low")), number(at(found, "high"))
-    return "" if low is None or high is None else f", 95 % interval {signed(low)} to {signed(high)}"
-
-
-def _related(night: NightFiles) -> Any:
+def _related(night: NightFiles) -> Child:
     related = at(night.transfer, "related")
     pairs = [
         f"{at(pair, 'a')} and {at(pair, 'b')} (correlation {signed(number(at(pair, 'correlation')), 2)})"
