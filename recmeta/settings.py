@@ -195,6 +195,9 @@ class TransferSettings(_Group):
         default=(5, 10, 30, 100, 300), description="positives that a held-out context is given"
     )
     draws: int = Field(default=5, ge=1, description="of those positives")
+    fine_tune_draws: int = Field(
+        default=2, ge=1, description="of those, for the fine-tuned rival: it takes most of the time"
+    )
     negatives_per_positive: int = Field(default=8, ge=1, description="that a held-out context is given too")
     precisions: tuple[float, ...] = Field(
         default=(10.0, 30.0, 100.0, 300.0),
@@ -207,7 +210,8 @@ class TransferSettings(_Group):
         default=0.05,
         ge=0,
         le=1,
-        description="share of draws in which a rung may fall below zero-shot by more than gate.tolerance",
+        description="share of draws in which a rung may fall below zero-shot by more than gate.tolerance "
+        "without counting against it",
     )
     residual_rounds: int = Field(default=100, ge=1, description="of the boosted rung, over the stack")
     residual_rate: float = Field(default=0.03, gt=0)

@@ -3,7 +3,9 @@
 Three blocks. *Named* columns hold each context's own counters. *Role* columns hold the same by what a
 context is to the row: the target, and the mean and the peak of the others (the largest count, the
 shortest time); so a surface that is new works through columns whose use was learnt on others. *Common*
-columns hold rates, ages and the time of day. No column says which context the row is of.
+columns hold rates, ages, the time of day, and whether negatives are drawn: telling what was met from what
+was drawn is another task than telling what was liked from what was met. No column says which context the
+row is of.
 
 A context that was onboarded (``columns: roles``) has no named columns: its rows are made of the others'
 named columns and of role columns, so that the layout stays when a surface comes. From the named columns
@@ -41,6 +43,9 @@ RATE_WEIGHT = 5.0
 
 RATE_PRIOR = 0.1
 """The rate of whom nothing is known. Only the order matters to a model; its bias takes up the level."""
+
+SAMPLED = "sampled"
+"""Column: 1 where the target's negatives are drawn from items that were alive, else 0."""
 
 POPULARITY_WINDOW = timedelta(days=7)
 """Half-life of the counter that the popularity baseline ranks by: a week of fading."""
@@ -117,7 +122,7 @@ class FeatureSpace:
                 names += [f"{role}:{kind}:{c}" for c in self._columns(kind, negatives=self._negatives)]
         for kind in (USER, ITEM):
             names += [f"rate:{kind}:total", f"rate:{kind}:{self._longest}"]
-        names += ["age:item", "age:user", "seen:item", "seen:user"]
+        names += ["age:item", "age:user", "seen:item", "seen:user", SAMPLED]
         return (*names, "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 
     def popularity_column(self) -> str:
@@ -215,8 +220,12 @@ class FeatureSpace:
             first = np.max([counters[name, kind][:, -1] for name in sources], axis=0)
             dense[:, self._index[f"age:{kind}"]] = np.log1p(np.maximum(first, 0.0))
             dense[:, self._index[f"seen:{kind}"]] = first >= 0
+        dense[:, self._index[SAMPLED]] = self._is_sampled(context)
         _put_time(dense[:, -4:], instants)
         return dense
+
+    def _is_sampled(self, context: str) -> bool:
+        return isinstance(self.contexts[context].negatives.source, SampledNegatives)
 
     def _advanced(self, view: str, blocks: Mapping[str, Block], rows: int) -> Float32s:
         """A view's counters at the rows' instants; those of nothing where there is no row."""
@@ -303,6 +312,7 @@ class FeatureSpace:
                 read = [self._counted(seen, f"{c}:{kind}:{counter}{suffix}") for c, counter in terms]
                 total = sum(read, np.zeros(len(dense), dtype=np.float32)) if read else hits
                 seen[:, self._index[f"rate:{kind}:{label}"]] = _smoothed(hits, total)
+        seen[:, self._index[SAMPLED]] = target is not None and self._is_sampled(target)
         return seen
 
     def as_newcomer(self, dense: Float32s, context: str, *, hidden: Collection[str] = ()) -> Float32s:
@@ -340,6 +350,7 @@ class FeatureSpace:
                     else:
                         exposures += self._counted(dense, f"{name}:{kind}:{counter}{suffix}")
                 seen[:, self._index[f"rate:{kind}:{label}"]] = _smoothed(hits, exposures)
+        seen[:, self._index[SAMPLED]] = self._is_sampled(context)
         return seen
 
     def _without(self, dense: Float32s, hidden: Collection[str], target: str | None) -> Float32s:

@@ -8,7 +8,7 @@ would have got. `policy` is the same choice over all of them: what a surface tha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +25,11 @@ from recmeta.features.schema import ITEM
 from recmeta.models.prediction import predict_logits
 from recmeta.settings import Settings
 from recmeta.transfer.held_out import HeldOut
-from recmeta.transfer.ladder import DEFAULT_POLICY, Climbed, Rung, Step, climb
-from recmeta.transfer.stack import fit_intercept, fit_weights
+from recmeta.transfer.ladder import DEFAULT_POLICY, Climbed, Labelled, Rung, Step, climb, settle
+from recmeta.transfer.stack import fit_intercept, fit_weights, prior_weights
 
 Floats = npt.NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
 Key = tuple[str, int]
 """Context, and how many positives it was given."""
 
@@ -47,6 +48,8 @@ class Shots:
 
 def draw_shots(held: HeldOut, positives: int, settings: Settings, draw: int) -> Shots:
     """Draw positives and a few negatives for each; their weights restore the surface's own rate."""
+    if positives == 0:
+        return Shots(np.empty(0, np.int64), np.empty(0))
     label = held.pool.label.numpy()
     yes, no = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
     if positives >= len(yes):
@@ -95,245 +98,201 @@ def _point(held: HeldOut, logits: Sequence[Floats]) -> Point | None:
 
 
 class Curves:
-    """The curves of all held-out contexts."""
+    """The curves of all held-out contexts, measured when made."""
 
     def __init__(
-        self, held: Sequence[HeldOut], families: Mapping[str, Collection[str]], settings: Settings
+        self,
+        held: Sequence[HeldOut],
+        families: Mapping[str, Collection[str]],
+        settings: Settings,
+        progress: Progress | None = None,
     ) -> None:
         self.held = {one.context: one for one in held}
-        self.family = {name: family for family, names in families.items() for name in names}
         self.settings = settings
-        self._grid = [
-            (precision, newcomer)
-            for newcomer in settings.transfer.newcomer_weights
-            for precision in settings.transfer.precisions
-        ]
-        self._zero: dict[tuple[str, float], Point] = {}
-        self._stacks: dict[tuple[str, int, float, float], Point] = {}
-        self._boosted: dict[Key, Point] = {}
-        self.priors: dict[Key, tuple[float, float]] = {}
+        self.family = {name: family for family, names in families.items() for name in names}
         self.points: dict[str, dict[int, dict[str, Point]]] = {name: {} for name in self.held}
-        self.rungs: dict[Key, Rung] = {}
+        """By context, by positives that it was given, by method."""
+        self.rungs: dict[Key, dict[str, int]] = {}
+        """How often each rung served, over draws."""
+        self._quick: dict[tuple[str, float], float] = {}
+        self._zero = {name: self._point(name, self._start(self.family[name]), 0) for name in self.held}
+        self._stacks: dict[tuple[str, int, float], Point] = {}
+        self._boosted: dict[Key, Point] = {}
+        self._measure(progress or (lambda what, done, total: None))
 
-    def shots(self, context: str) -> list[int]:
-        """The numbers of positives that a context can be given; the last is all that it has."""
+    def given(self, context: str) -> list[int]:
+        """The numbers of positives that a context was given; the last is all that it has."""
         most = self.held[context].positives
-        return [count for count in self.settings.transfer.shots if count < most] + ([most] if most else [])
-
-    def all_shots(self) -> list[int]:
-        """The numbers of positives at which curves of several contexts can be compared, ascending."""
-        return [0, *self.settings.transfer.shots]
-
-    def measure(self, progress: Any = None) -> None:
-        """Fit and score every method, on every context, with every number of positives."""
-        for number, (name, held) in enumerate(self.held.items()):
-            if progress is not None:
-                progress("curves", number, 2 * len(self.held))
-            for _, newcomer in self._grid:
-                if (name, newcomer) not in self._zero:
-                    point = _point(held, [self._climbed(held, Step(0, "zero_shot", 1.0, newcomer), 0, 0)])
-                    if point is not None:
-                        self._zero[name, newcomer] = point
-            for count in self.shots(name):
-                for precision, newcomer in self._grid:
-                    step = Step(count, "stack", precision, newcomer)
-                    point = self._over_draws(held, step, count)
-                    if point is not None:
-                        self._stacks[name, count, precision, newcomer] = point
-        for number, (name, held) in enumerate(self.held.items()):
-            if progress is not None:
-                progress("curves", len(self.held) + number, 2 * len(self.held))
-            for count in self.shots(name):
-                prior = self.priors[name, count] = self._best_prior(count, without=self.family[name])
-                point = self._over_draws(held, Step(count, "boosted", *prior), count)
-                if point is not None:
-                    self._boosted[name, count] = point
-        for name, held in self.held.items():
-            self._assemble(name, held)
+        return [0, *(count for count in self.settings.transfer.shots if count < most), most]
 
     def policy(self) -> tuple[Step, ...]:
         """What a surface gets that is none of these; the default where no context could be held out."""
-        if not self._zero:
+        if not self.held:
             return DEFAULT_POLICY
-        steps = [self._best_step(count, without=None) for count in self.all_shots()]
-        return tuple(
-            step
-            for before, step in zip([None, *steps], steps, strict=False)
-            if before is None or _differs(before, step)
-        )
+        steps = [self._step(count, without=None) for count in (0, *self.settings.transfer.shots)]
+        kept = steps[:1]
+        for step in steps[1:]:
+            if replace(step, from_positives=kept[-1].from_positives) != kept[-1]:
+                kept.append(step)
+        return tuple(kept)
 
-    # Choices --------------------------------------------------------------------------------------
+    # Choices, each by the contexts of other families than ``without`` ------------------------------
 
     def _others(self, without: str | None) -> list[str]:
         return [name for name in self.held if self.family[name] != without]
 
-    def _best_newcomer(self, without: str | None) -> float:
-        """The newcomer's weight with the best zero-shot AUC over the other contexts."""
-        weights = self.settings.transfer.newcomer_weights
-        names = self._others(without)
+    def _start(self, without: str | None) -> Step:
+        """Zero-shot with the newcomer's weight that is best on average."""
+        strongest = max(self.settings.transfer.precisions)
 
         def mean(newcomer: float) -> float:
-            found = [
-                self._zero[name, newcomer].area.value for name in names if (name, newcomer) in self._zero
-            ]
+            found = [self._quick_area(name, newcomer) for name in self._others(without)]
             return float(np.mean(found)) if found else 0.0
 
-        return max(weights, key=mean)
+        newcomer = max(self.settings.transfer.newcomer_weights, key=mean)
+        return Step(0, "zero_shot", strongest, newcomer)
 
-    def _best_prior(self, count: int, without: str | None) -> tuple[float, float]:
-        """Precision and newcomer's weight of the best stack that harms no more than is allowed.
+    def _quick_area(self, name: str, newcomer: float) -> float:
+        if (name, newcomer) not in self._quick:
+            held = self.held[name]
+            logits = held.test_experts @ prior_weights(held.bank.scales, newcomer)
+            found = area(held.test.label.numpy(), logits, held.users, held.test.weight.numpy())
+            self._quick[name, newcomer] = 0.5 if found is None else found.value
+        return self._quick[name, newcomer]
 
-        Where every one harms, the strongest prior, which moves least.
-        """
-        strongest = (max(self.settings.transfer.precisions), self._best_newcomer(without))
-        allowed = [
-            prior
-            for prior in self._grid
-            if self._harm(count, prior, without) <= self.settings.transfer.most_harm
-        ]
-        scored = {prior: self._mean_stack(count, prior, without) for prior in allowed}
-        known = {prior: value for prior, value in scored.items() if value is not None}
-        return max(known, key=lambda prior: known[prior]) if known else strongest
-
-    def _stacks_at(
-        self, count: int, prior: tuple[float, float], without: str | None
-    ) -> list[tuple[str, Point]]:
-        found = []
-        for name in self._others(without):
-            point = self._stacks.get((name, count, *prior))
-            if point is not None:
-                found.append((name, point))
-        return found
-
-    def _mean_stack(self, count: int, prior: tuple[float, float], without: str | None) -> float | None:
-        found = self._stacks_at(count, prior, without)
-        return float(np.mean([point.area.value for _, point in found])) if found else None
-
-    def _harm(self, count: int, prior: tuple[float, float], without: str | None) -> float:
-        newcomer = self._best_newcomer(without)
-        return self._share_below(self._stacks_at(count, prior, without), newcomer)
-
-    def _share_below(self, found: Sequence[tuple[str, Point]], newcomer: float) -> float:
-        """The share of draws that fall below zero-shot by more than noise."""
-        tolerance = self.settings.gate.tolerance
-        below = [
-            value < self._zero[name, newcomer].area.value - tolerance
-            for name, point in found
-            if (name, newcomer) in self._zero
-            for value in point.values
-        ]
-        return float(np.mean(below)) if below else 0.0
-
-    def _best_step(self, count: int, without: str | None) -> Step:
-        """The rung with the best mean over the other contexts, of those that harm no more than allowed."""
-        newcomer = self._best_newcomer(without)
-        zero = Step(count, "zero_shot", max(self.settings.transfer.precisions), newcomer)
-        names = [name for name in self._others(without) if (name, newcomer) in self._zero]
-        if count == 0 or not names:
-            return zero
-        prior = self._best_prior(count, without)
-        candidates: dict[Rung, list[tuple[str, Point]]] = {
-            "stack": self._stacks_at(count, prior, without),
-            "boosted": [
-                (name, self._boosted[name, count])
+    def _precision(self, count: int, without: str | None) -> float:
+        """The precision of the most useful stack."""
+        worth = {}
+        for precision in self.settings.transfer.precisions:
+            found = {
+                name: self._stacks[name, count, precision]
                 for name in self._others(without)
-                if (name, count) in self._boosted
-            ],
+                if (name, count, precision) in self._stacks
+            }
+            if found:
+                worth[precision] = self._worth(found)
+        strongest = max(self.settings.transfer.precisions)
+        return max(worth, key=lambda precision: worth[precision]) if worth else strongest
+
+    def _worth(self, found: Mapping[str, Point | None]) -> float:
+        """Mean gain in AUC over zero-shot; harm beyond what is allowed counts against it.
+
+        Each hundredth of draws that are harmed in excess costs a thousandth of AUC: with some twenty draws a
+        hard limit would be decided by one of them.
+        """
+        gains, below = [], []
+        for name, point in found.items():
+            zero = self._zero[name]
+            if point is not None and zero is not None:
+                gains.append(point.area.value - zero.area.value)
+                below += [value < zero.area.value - self.settings.gate.tolerance for value in point.values]
+        if not gains:
+            return -1.0
+        excess = max(0.0, float(np.mean(below)) - self.settings.transfer.most_harm)
+        return float(np.mean(gains)) - excess / 10.0
+
+    def _step(self, count: int, without: str | None) -> Step:
+        """The most useful rung; zero-shot where none is of use."""
+        best = replace(self._start(without), from_positives=count)
+        names = [name for name in self._others(without) if self._zero[name] is not None]
+        if count == 0 or not names:
+            return best
+        precision = self._precision(count, without)
+        rungs: dict[Rung, dict[str, Point | None]] = {
+            "stack": {name: self._stacks.get((name, count, precision)) for name in names},
+            "boosted": {name: self._boosted.get((name, count)) for name in names},
         }
-        best, best_gain = zero, 0.0
-        for rung, found in candidates.items():
-            harm = self._share_below(found, newcomer)
-            gains = [
-                point.area.value - self._zero[name, newcomer].area.value
-                for name, point in found
-                if name in names
-            ]
-            if gains and harm <= self.settings.transfer.most_harm and float(np.mean(gains)) > best_gain:
-                best, best_gain = Step(count, rung, *prior), float(np.mean(gains))
-        return best
+        worth = {rung: self._worth(found) for rung, found in rungs.items()}
+        chosen = max(worth, key=lambda rung: worth[rung])
+        return replace(best, rung=chosen, precision=precision) if worth[chosen] > 0.0 else best
 
     # Measuring ------------------------------------------------------------------------------------
 
-    def _over_draws(self, held: HeldOut, step: Step, count: int) -> Point | None:
+    def _measure(self, progress: Progress) -> None:
+        shots = self.settings.transfer.shots
+        work = 3 * len(self.held)
+        for number, name in enumerate(self.held):
+            progress("transfer", number, work)
+            start = self._start(self.family[name])
+            for count in self.given(name)[1:]:
+                for precision in self.settings.transfer.precisions if count in shots else ():
+                    step = replace(start, rung="stack", precision=precision)
+                    point = self._point(name, step, count)
+                    if point is not None:
+                        self._stacks[name, count, precision] = point
+        for number, name in enumerate(self.held):
+            progress("transfer", len(self.held) + number, work)
+            for count in self.given(name)[1:]:
+                precision = self._precision(self._nearest(count), self.family[name])
+                point = self._point(
+                    name, replace(self._start(self.family[name]), rung="boosted", precision=precision), count
+                )
+                if point is not None:
+                    self._boosted[name, count] = point
+        for number, name in enumerate(self.held):
+            progress("transfer", 2 * len(self.held) + number, work)
+            for count in self.given(name):
+                found: dict[str, Point | None] = {
+                    "zero_shot": self._point(name, self._start(self.family[name]), count),
+                    "ours": self._ours(name, count),
+                    "popularity": _point(self.held[name], [_popularity(self.held[name])]),
+                    **(self._rivals(self.held[name], count) if count else {}),
+                }
+                self.points[name][count] = {method: point for method, point in found.items() if point}
+        progress("transfer", work, work)
+
+    def _nearest(self, count: int) -> int:
+        """The largest number of positives of the grid that is not above ``count``."""
+        return max((number for number in self.settings.transfer.shots if number <= count), default=0)
+
+    def _ours(self, name: str, count: int) -> Point | None:
+        """What the other families' evidence, and then the surface's own rows, let serve."""
+        step = self._step(self._nearest(count), self.family[name])
+        self.rungs[name, count] = defaultdict(int)
+        logits = []
+        for draw in range(self._draws(name, count)):
+            climbed = self._climbed(name, step, count, draw, settled=count > 0)
+            self.rungs[name, count][climbed.rung] += 1
+            logits.append(self._logits(name, climbed))
+        return _point(self.held[name], logits)
+
+    def _point(self, name: str, step: Step, count: int) -> Point | None:
+        draws = range(self._draws(name, count))
         return _point(
-            held, [self._climbed(held, step, count, draw) for draw in range(self._draws(held, count))]
+            self.held[name], [self._logits(name, self._climbed(name, step, count, draw)) for draw in draws]
         )
 
-    def _draws(self, held: HeldOut, count: int) -> int:
-        return self.settings.transfer.draws if 0 < count < held.positives else 1
+    def _draws(self, name: str, count: int) -> int:
+        return self.settings.transfer.draws if 0 < count < self.held[name].positives else 1
 
-    def _climbed(self, held: HeldOut, step: Step, count: int, draw: int) -> Floats:
-        found = self._fitted(held, step, count, draw)
-        return found.logits(held.test_experts, held.test.dense.numpy())
+    def _logits(self, name: str, climbed: Climbed) -> Floats:
+        return climbed.logits(self.held[name].test_experts, self.held[name].test.dense.numpy())
 
-    def _fitted(self, held: HeldOut, step: Step, count: int, draw: int) -> Climbed:
-        shots = (
-            draw_shots(held, count, self.settings, draw)
-            if count
-            else Shots(np.empty(0, np.int64), np.empty(0))
-        )
-        return climb(
-            step,
+    def _climbed(self, name: str, step: Step, count: int, draw: int, *, settled: bool = False) -> Climbed:
+        held = self.held[name]
+        shots = draw_shots(held, count, self.settings, draw)
+        labelled = Labelled(
             held.pool_experts[shots.rows],
             held.pool.dense.numpy()[shots.rows],
             held.pool.label.numpy()[shots.rows].astype(np.float64),
             shots.weight,
-            held.bank.scales,
-            self.settings.transfer,
-            rate=held.rate,
-            threads=self.settings.training.threads,
-            seed=self.settings.training.seed,
         )
-
-    def _assemble(self, name: str, held: HeldOut) -> None:
-        """Put the points of one context's curves together."""
-        own = self.family[name]
-        newcomer = self._best_newcomer(own)
-        popular = _popularity(held)
-        for count in [0, *self.shots(name)]:
-            at: dict[str, Point] = self.points[name].setdefault(count, {})
-            step = self._best_step(_nearest(count, self.all_shots()), own)
-            self.rungs[name, count] = step.rung
-            found: dict[str, Point | None] = {
-                "zero_shot": self._over_draws(held, Step(0, "zero_shot", 1.0, newcomer), count)
-            }
-            if step.rung == "zero_shot":
-                found["ours"] = found["zero_shot"]
-            elif step.rung == "stack":
-                found["ours"] = (
-                    self._stacks.get((name, count, step.precision, step.newcomer)) or found["zero_shot"]
-                )
-            else:
-                prior = (step.precision, step.newcomer)
-                same = self.priors.get((name, count)) == prior
-                found["ours"] = (
-                    self._boosted.get((name, count))
-                    if same
-                    else self._over_draws(held, Step(count, "boosted", *prior), count)
-                )
-            found["popularity"] = _point(held, [popular])
-            if count:
-                found |= self._rivals(held, count)
-            at |= {method: point for method, point in found.items() if point is not None}
+        given = (labelled, held.bank.scales, self.settings.transfer)
+        training = self.settings.training
+        if settled:
+            step = settle(step, *given, rate=held.rate, threads=training.threads, seed=training.seed)
+        return climb(step, *given, rate=held.rate, threads=training.threads, seed=training.seed)
 
     def _rivals(self, held: HeldOut, count: int) -> dict[str, Point | None]:
         logits: dict[str, list[Floats]] = defaultdict(list)
-        for draw in range(self._draws(held, count)):
+        for draw in range(self._draws(held.context, count)):
             shots = draw_shots(held, count, self.settings, draw)
             rows = held.pool.take(torch.from_numpy(shots.rows))
             logits["lightgbm"].append(_scratch_trees(rows, shots.weight, held.test, self.settings))
             logits["logistic"].append(_scratch_logistic(rows, shots.weight, held.test))
-            logits["joint_fine_tune"].append(_fine_tuned(held, rows, shots.weight, self.settings))
+            if draw < self.settings.transfer.fine_tune_draws:
+                logits["joint_fine_tune"].append(_fine_tuned(held, rows, shots.weight, self.settings))
         return {method: _point(held, found) for method, found in logits.items()}
-
-
-def _differs(first: Step, second: Step) -> bool:
-    return (first.rung, first.precision, first.newcomer) != (second.rung, second.precision, second.newcomer)
-
-
-def _nearest(count: int, known: Sequence[int]) -> int:
-    """The largest of ``known`` numbers of positives that is not above ``count``."""
-    return max(number for number in known if number <= count)
 
 
 def _popularity(held: HeldOut) -> Floats:

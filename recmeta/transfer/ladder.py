@@ -3,7 +3,6 @@
     zero_shot   the stack with its prior weights; the interactions move the intercept only
     stack       the interactions move the weights too (MAP)
     boosted     trees over the row's own features start from the stack
-    fine_tuned  the network's adapter, pulled to the shared model; it is compared on every night
 
 A policy says from how many positives on which rung serves, and how strong its prior is. It comes from
 evidence on other contexts, never from the surface's own later data. This module must never choose it.
@@ -12,18 +11,20 @@ evidence on other contexts, never from the surface's own later data. This module
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from recmeta.evaluation.baselines import Trees
+from recmeta.evaluation.metrics import row_log_losses
 from recmeta.settings import TransferSettings
 from recmeta.transfer.stack import Stack, fit_intercept, fit_residual, fit_stack, prior_weights
 
 Floats = npt.NDArray[np.float64]
 Rung = Literal["zero_shot", "stack", "boosted"]
+RUNGS: tuple[Rung, ...] = ("zero_shot", "stack", "boosted")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Step:
     rung: Rung
     precision: float
     newcomer: float
-    """What the newcomer's expert weighs before any data; the sources share the rest."""
+    """What the newcomer's expert weighs before any data; the sources share the rest evenly."""
 
 
 DEFAULT_POLICY = (
@@ -43,6 +44,24 @@ DEFAULT_POLICY = (
     Step(100, "boosted", 30.0, 0.2),
 )
 """Where no night has any evidence, because it knows too few contexts to hold one out."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows of a surface as the ladder reads them."""
+
+    scaled: Floats
+    """Experts, [n, M]."""
+    dense: npt.NDArray[np.float32]
+    """Features, [n, F]."""
+    label: Floats
+    """0 or 1, [n]."""
+    weight: Floats
+    """How many rows of the surface each stands for, [n]."""
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> Labelled:
+        """The rows under a mask, [n]."""
+        return Labelled(self.scaled[rows], self.dense[rows], self.label[rows], self.weight[rows])
 
 
 @dataclass(frozen=True)
@@ -67,10 +86,7 @@ def step_for(policy: Sequence[Step], positives: int) -> Step:
 
 def climb(
     step: Step,
-    scaled: Floats,
-    dense: npt.NDArray[np.float32],
-    label: Floats,
-    weight: Floats,
+    shots: Labelled,
     scales: Floats,
     settings: TransferSettings,
     *,
@@ -82,16 +98,14 @@ def climb(
 
     Args:
         step: rung and prior.
-        scaled: experts of the surface's rows, [n, M]; n may be 0.
-        dense: the same rows' features, [n, F].
-        label: 0 or 1, [n].
-        weight: how many rows of the surface each stands for, [n].
+        shots: the surface's labelled rows; there may be none.
         scales: of the experts, [M].
         settings: of the residual.
         rate: share of positives that is expected of a surface nobody knows.
         threads: of LightGBM.
         seed: of LightGBM.
     """
+    scaled, dense, label, weight = shots.scaled, shots.dense, shots.label, shots.weight
     prior = prior_weights(scales, step.newcomer)
     if step.rung == "zero_shot" or not len(label):
         expected = float(np.log(rate / (1.0 - rate)))
@@ -108,3 +122,71 @@ def climb(
     whole = linear + residual.logits(dense)
     intercept = fit_intercept(whole, label, weight, stack.intercept)
     return Climbed("boosted", Stack(stack.weights, intercept), residual)
+
+
+FOLDS = 3
+LEAST_TO_SETTLE = 10
+"""Positives below which a surface's own rows cannot tell one rung from another."""
+MOST_TO_SETTLE = 5_000
+"""Rows that are left out in turn, evenly over those there are: more would not change which rung is better."""
+SURE = 2.0
+"""Standard errors by which another rung's loss must be lower: what other contexts proved goes before."""
+
+
+def settle(
+    step: Step,
+    shots: Labelled,
+    scales: Floats,
+    settings: TransferSettings,
+    *,
+    rate: float,
+    threads: int = 1,
+    seed: int = 0,
+) -> Step:
+    """Return the step that serves: the policy's, unless the surface's own rows surely like another better.
+
+    A surface may be unlike all that is known. Rungs are compared by the log-loss of rows that were left out
+    in turn, every row counted once; arguments as for `climb`.
+    """
+    if len(shots.label) > MOST_TO_SETTLE:
+        kept = np.zeros(len(shots.label), dtype=np.bool_)
+        kept[np.arange(MOST_TO_SETTLE) * len(shots.label) // MOST_TO_SETTLE] = True
+        shots = shots.take(kept)
+    positives = int(shots.label.sum())
+    if positives < LEAST_TO_SETTLE or positives == len(shots.label):
+        return step
+    fold = _folds(shots.label, seed)
+    losses: dict[Rung, Floats] = {}
+    for rung in RUNGS:
+        losses[rung] = np.empty(len(shots.label))
+        for number in range(FOLDS):
+            out = fold == number
+            learnt, left = shots.take(~out), shots.take(out)
+            learnt = replace(learnt, weight=np.ones(len(learnt.label)))
+            climbed = climb(
+                replace(step, rung=rung),
+                learnt,
+                scales,
+                settings,
+                rate=rate,
+                threads=threads,
+                seed=seed,
+            )
+            losses[rung][out] = row_log_losses(left.label, climbed.logits(left.scaled, left.dense))
+    best = step.rung
+    for rung in RUNGS:
+        gain = losses[best] - losses[rung]
+        error = float(gain.std()) / np.sqrt(len(gain))
+        if rung != best and float(gain.mean()) > SURE * error and error > 0:
+            best = rung
+    return replace(step, rung=best)
+
+
+def _folds(label: Floats, seed: int) -> npt.NDArray[np.int64]:
+    """A fold for each row, alike in positives and in size."""
+    generator = np.random.default_rng([seed, len(label)])
+    fold = np.empty(len(label), dtype=np.int64)
+    for value in (0.0, 1.0):
+        rows = generator.permutation(np.flatnonzero(label == value))
+        fold[rows] = np.arange(len(rows)) % FOLDS
+    return fold

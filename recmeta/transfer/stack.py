@@ -44,7 +44,8 @@ class Stack:
 def prior_weights(scales: Floats, newcomer: float) -> Floats:
     """Return what each expert weighs before any data, [M]: the newcomer's share, the rest evenly.
 
-    Experts are logits of about the size in ``scales`` [M]; a weight of their mean keeps it.
+    Experts are logits of about the size in ``scales`` [M]; a weight of their mean keeps it. Shares by how
+    well a source did elsewhere were worse on Deskdrop than even ones: four contexts are too few to tell.
     """
     sources = len(scales) - 1
     shares = np.append(np.full(sources, (1.0 - newcomer) / sources), newcomer)
