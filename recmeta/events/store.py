@@ -1,14 +1,16 @@
 """The workspace's own copy of the log: validated, without duplicates, one file a calendar month.
 
-`ingest` is the only way in. A row that breaks a rule goes to the quarantine with the rule's name;
-a row that is new and lands in days that stages have finished reopens those days. Any order of
-ingestion ends in the same bytes. This module must never know what a feature or a label is.
+`ingest` is the way in; the first rows of a surface that is onboarded come by `take`. A row that breaks
+a rule goes to the quarantine with the rule's name; a row that is new and lands in days that stages have
+finished reopens those days. Any order of ingestion ends in the same bytes. This module must never know
+what a feature or a label is.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,10 +92,38 @@ def ingest(
         BusyError: another ingestion is at work in this workspace.
     """
     moment = (now or datetime.now(UTC)).astimezone(UTC)
+    with _held(settings):
+        return _ingest(settings, source, path, moment, progress or _silent, simulator)
+
+
+def take(settings: Settings, contexts: Contexts, rows: pl.DataFrame) -> int:
+    """Add a new context's first interactions, which were judged already; return how many were not there.
+
+    Days that they touch are reopened, as by `ingest`. They are the context's own past, so that none is too
+    late; that holds for what a killed run has left to add, too.
+
+    Args:
+        settings: of the workspace.
+        contexts: as declared, the new one among them.
+        rows: columns of `Interaction`.
+
+    Raises:
+        BusyError: another ingestion is at work in this workspace.
+    """
+    with _held(settings):
+        arrivals = rows.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+        fresh, replaced, _ = _against_store(settings, arrivals)
+        _reopen(settings, contexts, fresh, replaced)
+        _write_months(settings, fresh, replaced, _silent)
+        return fresh.height
+
+
+@contextmanager
+def _held(settings: Settings) -> Iterator[None]:
     settings.workspace.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.workspace / ".ingest.lock", timeout=_LOCK_SECONDS):
-            return _ingest(settings, source, path, moment, progress or _silent, simulator)
+            yield
     except Timeout as error:
         raise BusyError(f"{settings.workspace}: another ingestion is at work; try again later") from error
 

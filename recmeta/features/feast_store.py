@@ -285,6 +285,50 @@ class FeatureStore:
             rows = history_rows(events, self._before(HISTORY, events), features.history_length)
             self._write_latest(HISTORY, rows)
 
+    def bring_up(self, context: str, interactions: pl.DataFrame, log: pl.LazyFrame) -> int:
+        """Write the online rows of a context whose whole log is ``interactions``, and its users' histories.
+
+        All is folded from the beginning and overwrites what stands there, so that it may be repeated, which
+        `record` may not. The history of a user who acted since, live, stays; the next night has both.
+
+        Args:
+            context: the new context; `apply` has registered its views.
+            interactions: columns of ``Interaction``.
+            log: the whole log, these interactions among it.
+
+        Returns:
+            How many rows were written.
+
+        Raises:
+            NotFoundError: nothing was ever materialized in this workspace.
+        """
+        self._check_applied()
+        own = in_order_of_knowledge(interactions.lazy()).collect()
+        newest = own["known_timestamp"].max()
+        if not isinstance(newest, datetime):
+            return 0
+        features, written = self._settings.features, 0
+        users = own.filter(pl.col("label") == 1).select("user_id").unique()
+        declared = pl.col("context").is_in(self._contexts.names)
+        theirs = log.filter(declared).join(users.lazy(), on="user_id", how="semi")
+        engaged = in_order_of_knowledge(theirs).collect()
+        histories = history_rows(engaged, HISTORY.schema.to_frame(), features.history_length)
+        with self._online.lock:
+            stamps = [newest + timedelta(microseconds=VISIBLE_AFTER), histories["event_timestamp"].max()]
+            self._online.announce(max(stamp for stamp in stamps if isinstance(stamp, datetime)))
+            for kind in KINDS:
+                view = counter_view(kind, context)
+                rows = counter_rows(own, view, view.schema.to_frame(), features.half_lives)
+                written += self._write_latest(view, rows)
+            latest = _latest_of_each(HISTORY, histories)
+            there = self._online.read(HISTORY, list(latest.select(HISTORY.keys).iter_rows())).stamps
+            older = [
+                stamp is None or stamp <= made
+                for stamp, made in zip(there, latest["event_timestamp"], strict=True)
+            ]
+            written += self._online.write(HISTORY, latest.filter(pl.Series(older, dtype=pl.Boolean)))
+        return written
+
     def _before(self, view: View, events: pl.DataFrame) -> pl.DataFrame:
         """The online rows of what interactions touch: keys and values."""
         keys = list(events.select(view.keys).unique(maintain_order=True).iter_rows())
@@ -297,15 +341,19 @@ class FeatureStore:
         schema = {name: view.schema[name] for name in (*view.keys, view.column)}
         return pl.DataFrame(columns, schema=schema)
 
-    def _write_latest(self, view: View, rows: pl.DataFrame) -> None:
-        newest = rows.sort("event_timestamp", maintain_order=True)
-        self._online.write(view, newest.unique(view.keys, keep="last", maintain_order=True))
+    def _write_latest(self, view: View, rows: pl.DataFrame) -> int:
+        return self._online.write(view, _latest_of_each(view, rows))
 
     def _check_applied(self) -> None:
         if not registry_file(self._settings).exists():
             raise NotFoundError(
                 f"{self._settings.workspace} has no online features yet; run `recmeta nightly` first"
             )
+
+
+def _latest_of_each(view: View, rows: pl.DataFrame) -> pl.DataFrame:
+    newest = rows.sort("event_timestamp", maintain_order=True)
+    return newest.unique(view.keys, keep="last", maintain_order=True)
 
 
 def _import_feast() -> Any:

@@ -46,7 +46,7 @@ def written(folder: Path, text: str) -> Path:
         PLAIN,
         PLAIN.rstrip("\n"),
         PLAIN.replace("\n", "\r\n"),
-        f"# Ours.\nversion: 1\n\ncontexts: # all of them\n  # the first\n  {READING} # no more\n\n# The end.\n",
+        f"# Ours.\nversion: 1\n\ncontexts: # all\n  # the first\n  {READING} # no more\n\n# The end.\n",
         f"contexts:\n  {READING}\nversion: 1\n",
         f"contexts:\n  {READING}\nsource:\n  columns: {{user_id: u, item_id: i, event_type: e,\n"
         "            event_timestamp: t}\n",
@@ -57,8 +57,8 @@ def written(folder: Path, text: str) -> Path:
         "      A person\n      reads.\n\nversion: 1\n",
         "contexts:\n  reading:\n    positives: [READ]\n    negatives: {sample: {}}\n    description: >-\n"
         "      A person\n      reads.\n",
-        "contexts:\n  reading:\n    positives: [READ]\n    negatives: {sample: {}}\n    description: A person\n"
-        "      reads much.\nversion: 1\n",
+        "contexts:\n  reading:\n    positives: [READ]\n    negatives: {sample: {}}\n    description: A\n"
+        "      person reads.\nversion: 1\n",
         f"---\ncontexts:\n  {READING}\n...\n",
     ],
 )
