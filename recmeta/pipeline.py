@@ -40,6 +40,7 @@ STAGES = (
     "train",
     "challengers",
     "adapt",
+    "transfer",
     "evaluate",
     "publish",
 )
@@ -172,7 +173,7 @@ def run_night(
 
 
 def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -> Report:
-    from recmeta.stages import evaluate, learn, prepare, publish
+    from recmeta.stages import evaluate, learn, prepare, publish, transfer
 
     if stage == "adapt":
         wanted = range(len(learn.chunks(night))) if chunk is None else [chunk]
@@ -184,6 +185,7 @@ def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -
         "materialize": prepare.materialize,
         "train": learn.train,
         "challengers": learn.challengers,
+        "transfer": transfer.transfer,
         "evaluate": evaluate.evaluate,
         "publish": publish.publish,
     }

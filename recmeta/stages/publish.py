@@ -7,7 +7,7 @@ quality: the gates did, and it only adds what can be known after export (parity)
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from recmeta import artifacts
+from recmeta.bundle.bank import write_bank
 from recmeta.bundle.export import export_network, write_adapter
 from recmeta.bundle.export_trees import export_trees
+from recmeta.bundle.manifest import Bank as BankEntry
 from recmeta.bundle.manifest import ContextEntry, Features, Manifest, Unit
 from recmeta.bundle.parity import network_difference, trees_difference
 from recmeta.bundle.store import Bundle, BundleStore
@@ -31,6 +33,7 @@ from recmeta.models.shared import SharedModel
 from recmeta.serving.catalogue import CATALOGUE
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, Progress, catalogue, labelled_tensors
+from recmeta.stages.transfer import BANK, EVIDENCE, read_bank, read_evidence
 
 PARITY_ROWS = 2_000
 """Test rows of a context on which exported files are compared with the models they came from."""
@@ -108,7 +111,9 @@ class _Making:
     parities: dict[str, float] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     contexts: dict[str, ContextEntry] = field(default_factory=dict)
+    banks: dict[str, BankEntry] = field(default_factory=dict)
     trained: str = ""
+    bank: str | None = None
 
     def write(self) -> None:
         """Export what tonight made and what is served of it, and carry over what stays."""
@@ -133,8 +138,9 @@ class _Making:
         for (name, found), probe in zip(self.decided.items(), rows, strict=True):
             if found["serves"] == "incumbent":
                 assert self.parent is not None  # noqa: S101  (an incumbent is the parent's)
-                self.contexts[name], units, _ = carry_over(self.parent, name, self.folder)
+                self.contexts[name], units, banks = carry_over(self.parent, name, self.folder)
                 self.units |= units
+                self.banks |= banks
                 continue
             adapter = trees = None
             networked = found["blends"] if found["serves"] == "blend" else found["serves"]
@@ -150,8 +156,52 @@ class _Making:
                 trees = f"trees/{name}.onnx"
                 self._export_trees(name, self.folder / trees, probe)
             self.contexts[name] = self._entry(found, networked, adapter, trees)
+        self._write_bank()
         with artifacts.replacing(self.folder / CATALOGUE) as temporary:
             catalogue(self.night).write_parquet(temporary, compression="zstd", statistics=False)
+
+    def _write_bank(self) -> None:
+        """Export what a new surface would stand on, and what is known about that."""
+        bank, found = read_bank(self.night), read_evidence(self.night)
+        if bank is None or found is None:
+            return
+        folder = self.night.folder / BANK
+        graph = export_network(bank.network, self.folder)
+        vocabularies = Vocabularies.load(folder)
+        name, unit = write_unit(
+            self.folder,
+            graph,
+            contexts=bank.contexts,
+            users=vocabularies.users.ids,
+            items=vocabularies.items.ids,
+            categories=vocabularies.categories.ids,
+        )
+        graph.unlink()
+        self.units[name] = unit
+        self.bank, entry = write_bank(
+            self.folder,
+            sources=bank.sources,
+            unit=name,
+            trees=bank.trees,
+            role_trees=bank.role_trees,
+            means=bank.means.tolist(),
+            scales=bank.scales.tolist(),
+        )
+        self.banks[self.bank] = entry
+        artifacts.write_json(self.folder / EVIDENCE, found)
+        index = bank.contexts.index(bank.sources[0]) + 1
+        probe = self._probe(labelled_tensors(self.night)[TEST].of_context(index).rows)
+        if len(probe) > 1:
+            rows = replace(probe, user=probe.user * 0, item=probe.item * 0, history=probe.history * 0)
+            graph = self.folder / "units" / name / graph.name
+            self.parities["bank network"] = network_difference(bank.network, graph, rows.columns())
+            every = {**bank.trees, **({"newcomer": bank.role_trees} if bank.role_trees else {})}
+            for source, trees in every.items():
+                file = entry.role_trees if source == "newcomer" else entry.trees[source]
+                assert file is not None  # noqa: S101  (written above)
+                self.parities[f"bank {source} trees"] = trees_difference(
+                    trees, self.folder / file, probe.dense.numpy()
+                )
 
     def _export_trees(self, name: str, path: Path, probe: Rows) -> None:
         booster = lightgbm.Booster(model_file=str(self.night.folder / "trees" / f"{name}.txt"))
@@ -213,5 +263,8 @@ class _Making:
             declarations=self.night.contexts,
             units=self.units,
             trained=self.trained,
+            banks=self.banks,
+            bank=self.bank,
+            transfer=None if self.bank is None else EVIDENCE,
             contexts=self.contexts,
         )

@@ -41,9 +41,11 @@ SCALING_ROWS = 2_000
 
 @dataclass(frozen=True)
 class Bank:
-    """Experts of ``sources``, then the newcomer's; contexts are indices as in ``Rows.context``."""
+    """Experts of ``sources``, then the newcomer's."""
 
     space: FeatureSpace
+    contexts: tuple[str, ...]
+    """In the order of the network's context index, which starts at 1."""
     sources: tuple[str, ...]
     hidden: tuple[str, ...]
     network: SharedModel
@@ -68,7 +70,7 @@ class Bank:
         return (self.experts(rows, context) - self.means) / self.scales
 
     def _expert(self, rows: Rows, dense: Float32s, source: str) -> Floats:
-        index = self.space.contexts.names.index(source) + 1
+        index = self.contexts.index(source) + 1
         logits = predict_logits(self.network, _seen(rows, dense, index))
         trees = self.trees.get(source)
         return logits if trees is None else (logits + trees.logits(dense)) / 2
@@ -144,6 +146,7 @@ def fit_bank(
                 known[name] = fitted
     bank = Bank(
         space=space,
+        contexts=names,
         sources=sources,
         hidden=gone,
         network=network,
