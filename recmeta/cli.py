@@ -174,6 +174,62 @@ def stage(
 
 
 @app.command()
+def onboard(
+    workspace: Workspace,
+    context: Annotated[str, typer.Option("--context", "-c", metavar="NAME", help="The new surface's name.")],
+    interactions: Annotated[
+        Path,
+        typer.Option(
+            "--interactions",
+            "-i",
+            metavar="FILE",
+            help="Its first interactions (Parquet, CSV or JSONL): user_id, item_id, event_timestamp and, where "
+            "known, label, created_timestamp, weight, event_id.",
+        ),
+    ],
+    exposure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONTEXT",
+            help="The surface where people meet what they may engage with on the new one; left out, "
+            "negatives are the rows of label 0, or sampled.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="How long after that an engagement counts (12h, 3d)."),
+    ] = None,
+    publish_only: Annotated[
+        bool, typer.Option("--publish-only", help="Make the bundle, and let it not serve yet.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring up a new surface from a handful of interactions.
+
+    It serves at once, from what other surfaces know; no other surface's scores change.
+    """
+    _existing(workspace)
+    from recmeta import reports, terminal
+    from recmeta.onboarding import onboard as bring_up
+
+    with terminal.progress_bars() as progress:
+        report = bring_up(
+            workspace,
+            context,
+            interactions,
+            exposure=exposure,
+            within=within,
+            promote=not publish_only,
+            progress=progress,
+        )
+    if as_json:
+        terminal.write_json(report)
+    else:
+        for part in reports.onboard_tables(report):
+            terminal.answers().print(part)
+
+
+@app.command()
 def recommend(
     workspace: Workspace,
     context: Annotated[str, typer.Option("--context", "-c", help="The surface to recommend for.")],

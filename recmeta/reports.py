@@ -99,6 +99,48 @@ def stage_table(name: str, report: Mapping[str, Any]) -> RenderableType:
     return table(f"Stage {name}", ("", "value"), [(key, _short(value)) for key, value in report.items()])
 
 
+def onboard_tables(report: Mapping[str, Any]) -> list[RenderableType]:
+    """What serves a new surface and what to expect of it; below it what a person should know."""
+    expected, forecast, own = report["expected_auc"], report["forecast"] or {}, report["own_rows"] or {}
+    rows = [
+        ("serves", str(report["rung"])),
+        ("learnt from", f"{report['positives']:,} engagements in {report['rows']:,} rows"),
+        ("known to the log", _known(report)),
+        (
+            "strength of the prior",
+            f"{report['precision']:g} rows; the newcomer's part {report['newcomer']:.0%}",
+        ),
+        ("proven on", ", ".join(report["proven_on"]) or "no context could be held out yet"),
+        ("AUC of held-out contexts so far", "-" if expected is None else f"{expected:.3f}"),
+    ]
+    if own.get("auc") is not None:
+        rows.append(("AUC on its own rows, left out", _interval({"value": own["auc"], **own})))
+    if forecast.get("needed") is not None:
+        rows.append(
+            (
+                "nearly as good as it gets from",
+                f"{forecast['needed']:,} engagements [{forecast['low']:,}-{forecast['high']:,}], "
+                f"{forecast['more']:,} more",
+            )
+        )
+    shown: list[RenderableType] = [table(f"New surface {report['context']}", ("", "value"), rows)]
+    shown += [Text(f"Note: {warning}") for warning in report["warnings"]]
+    if report["seconds"]:
+        spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["seconds"].items())
+        shown.append(Text(f"Seconds: {spent}"))
+    verdict = (
+        f"{report['champion']} serves {report['context']} now."
+        if report["champion"] == report["version"]
+        else f"{report['champion']} goes on serving; {report['version']} is published (plan {report['plan']})."
+    )
+    shown += [Text(str(report["reason"])), Text(verdict, style="bold")]
+    return shown
+
+
+def _known(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{report[f'known_{kind}']} of {report[kind]} {kind}" for kind in ("users", "items"))
+
+
 def recommendation_tables(answer: Answer) -> list[RenderableType]:
     """Rank, item, category, score and reason; below it what the reader must know about the answer."""
     rows = [
