@@ -183,8 +183,8 @@ def onboard(
             "--interactions",
             "-i",
             metavar="FILE",
-            help="Its first interactions (Parquet, CSV or JSONL): user_id, item_id, event_timestamp and, where "
-            "known, label, created_timestamp, weight, event_id.",
+            help="Its first interactions (Parquet, CSV or JSONL): user_id, item_id, event_timestamp and, "
+            "where known, label, created_timestamp, weight, event_id.",
         ),
     ],
     exposure: Annotated[

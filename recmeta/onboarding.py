@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recmeta import __version__, artifacts
@@ -31,6 +32,7 @@ from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import Context, Contexts, load_contexts, parse_duration
 from recmeta.contexts_file import declare
 from recmeta.errors import ContextError, InputError, NotFoundError, RecmetaError
+from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.gates import GateResult
 from recmeta.evaluation.gates import parity as parity_gate
 from recmeta.events.labels import scan_labels
@@ -411,8 +413,8 @@ def _prepare(
         ),
     )
     with steps("publish"):
-        version, checked = _publish(settings, champion, declarations, name, entry, climbed, shots)
-    gates = [*fitted.gates, *checked]
+        bundle = _publish(settings, champion, declarations, name, entry, climbed.residual)
+        gates = [*fitted.gates, _as_learnt(settings, bundle, name, climbed, shots, rows)]
     learnt = {
         "reason": reason,
         "rung": climbed.rung,
@@ -440,7 +442,7 @@ def _prepare(
             *([] if note is None else [note]),
         ],
     }
-    plan = _Plan(_folder(settings, champion, asked), asked, champion.version, version, surface, learnt)
+    plan = _Plan(_folder(settings, champion, asked), asked, champion.version, bundle.version, surface, learnt)
     plan.write()
     return plan
 
@@ -453,27 +455,36 @@ def _known_until(settings: Settings, interactions: pl.DataFrame) -> datetime:
     return after if span is None else max(span.end, after)
 
 
+class _Columns(TypedDict):
+    users: list[str]
+    items: list[str]
+    categories: list[list[str]]
+    histories: list[list[str]]
+    dense: npt.NDArray[np.float32]
+
+
+def _columns(rows: pl.DataFrame) -> _Columns:
+    """Rows, at least one, as a scorer takes them."""
+    return {
+        "users": rows["user_id"].to_list(),
+        "items": rows["item_id"].to_list(),
+        "categories": rows["categories"].to_list(),
+        "histories": rows["history"].to_list(),
+        "dense": np.array(rows["dense"].to_numpy(), dtype=np.float32),
+    }
+
+
 def _labelled(champion: Bundle, bank_name: str, name: str, rows: pl.DataFrame) -> Labelled:
     """The rows as the ladder reads them: experts of the bank that serves, on the bank's own scale."""
     bank = champion.manifest.banks[bank_name]
-    dense = np.array(rows["dense"].to_numpy(), dtype=np.float32).reshape(len(rows), -1)
     if not len(rows):
-        width = len(champion.manifest.features.names)
-        return Labelled(
-            np.zeros((0, bank.width)), np.zeros((0, width), dtype=np.float32), np.zeros(0), np.zeros(0)
-        )
-    experts = Scorer(champion).experts(
-        bank_name,
-        name,
-        users=rows["user_id"].to_list(),
-        items=rows["item_id"].to_list(),
-        categories=rows["categories"].to_list(),
-        histories=rows["history"].to_list(),
-        dense=dense,
-    )
+        dense = np.zeros((0, len(champion.manifest.features.names)), dtype=np.float32)
+        return Labelled(np.zeros((0, bank.width)), dense, np.zeros(0), np.zeros(0))
+    columns = _columns(rows)
+    experts = Scorer(champion).experts(bank_name, name, **columns)
     return Labelled(
         (experts - np.array(bank.means)) / np.array(bank.scales),
-        dense,
+        columns["dense"],
         rows["label"].to_numpy().astype(np.float64),
         rows["weight"].to_numpy().astype(np.float64),
     )
@@ -575,27 +586,34 @@ def _publish(
     declarations: Contexts,
     name: str,
     entry: ContextEntry,
-    climbed: Climbed,
-    shots: Labelled,
-) -> tuple[str, list[GateResult]]:
-    """Publish the champion with one context more; return the version, and what was checked of its files."""
-    checked = []
+    residual: Trees | None,
+) -> Bundle:
+    """Publish the champion with one context more."""
+    store = BundleStore(settings.bundles_folder)
     with tempfile.TemporaryDirectory(prefix="recmeta-onboard-") as temporary:
         trees = None
-        if climbed.residual is not None:
-            from recmeta.bundle.parity import (
-                trees_difference,
-            )  # it brings torch, which little else here needs
-
+        if residual is not None:
             trees = Path(temporary) / "residual.onnx"
-            export_trees(climbed.residual, trees)
-            difference = trees_difference(climbed.residual, trees, shots.dense)
-            checked.append(parity_gate(f"{name} trees", difference, settings.gate))
-            if not checked[-1].passed:
-                raise RecmetaError(f"exported trees are not those that were fitted: {checked[-1].reason}")
+            export_trees(residual, trees)
         files = Path(temporary) / "bundle"
         manifest = with_context(champion, files, name, declarations, entry, trees)
-        return BundleStore(settings.bundles_folder).publish(manifest, files), checked
+        return store.open(store.publish(manifest, files))
+
+
+def _as_learnt(
+    settings: Settings, bundle: Bundle, name: str, climbed: Climbed, shots: Labelled, rows: pl.DataFrame
+) -> GateResult:
+    """Refuse a bundle that does not say of the surface's rows what was learnt from them."""
+    difference = 0.0
+    if len(rows):
+        served = Scorer(bundle).logits(name, **_columns(rows))
+        difference = float(np.abs(served - climbed.logits(shots.scaled, shots.dense)).max())
+    gate = parity_gate(name, difference, settings.gate)
+    if not gate.passed:
+        raise RecmetaError(
+            f"{bundle.version} does not serve what was learnt, and is not promoted: {gate.reason}"
+        )
+    return gate
 
 
 # What a person should know ------------------------------------------------------------------------

@@ -128,12 +128,11 @@ def onboard_tables(report: Mapping[str, Any]) -> list[RenderableType]:
     if report["seconds"]:
         spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["seconds"].items())
         shown.append(Text(f"Seconds: {spent}"))
-    verdict = (
-        f"{report['champion']} serves {report['context']} now."
-        if report["champion"] == report["version"]
-        else f"{report['champion']} goes on serving; {report['version']} is published (plan {report['plan']})."
-    )
-    shown += [Text(str(report["reason"])), Text(verdict, style="bold")]
+    serving = f"{report['champion']} serves {report['context']} now."
+    if report["champion"] != report["version"]:
+        published = f"{report['version']} is published (plan {report['plan']})"
+        serving = f"{report['champion']} goes on serving; {published}."
+    shown += [Text(str(report["reason"])), Text(serving, style="bold")]
     return shown
 
 
