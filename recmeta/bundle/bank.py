@@ -34,6 +34,7 @@ def write_bank(
     role_trees: Trees | None,
     means: Sequence[float],
     scales: Sequence[float],
+    columns: Sequence[str] = (),
 ) -> tuple[str, Bank]:
     """Put experts into the bundle that is being made in ``folder``.
 
@@ -43,6 +44,7 @@ def write_bank(
         unit: name of the network that every expert runs.
         trees: of a source, over dense [n, F]; one without trees is left out, and is the network alone.
         role_trees: the newcomer's, over dense [n, F] as well.
+        columns: names of those F columns, for a bank that other sites read; none: all that the bundle has.
         means: of each expert's logit, [S + 1], the newcomer's last.
         scales: likewise, above 0.
 
@@ -55,6 +57,7 @@ def write_bank(
     try:
         plain = Bank(
             sources=tuple(sources),
+            columns=tuple(columns),
             unit=unit,
             means=tuple(means),
             scales=tuple(scales),

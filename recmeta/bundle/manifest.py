@@ -116,9 +116,19 @@ class Bank(_Entry):
     Its columns are in the order (*sources, newcomer): a source's expert sees a row as one of that
     source, the newcomer's sees it as one of a context that nobody knows. An expert is the mean of the
     logits of its trees and of the network, and the network's alone where it has no trees.
+
+    A bank that came from another site reads `columns` by name, and each row as it stands; its sources are
+    that site's contexts.
     """
 
-    sources: tuple[str, ...] = Field(min_length=1, description="contexts with columns of their own")
+    sources: tuple[str, ...] = Field(
+        min_length=1, description="contexts with columns of their own; those of another site where it came so"
+    )
+    columns: tuple[str, ...] = Field(
+        default=(),
+        description="what every expert reads, by name; one that rows do not have is zero. None: all columns",
+        exclude_if=lambda columns: not columns,
+    )
     unit: str = Field(description="the network of all experts, a name in `units`")
     means: tuple[Number, ...] = Field(description="of each expert's logit, the newcomer's last")
     scales: tuple[Annotated[Number, Field(gt=0)], ...] = Field(description="likewise; a logit is divided by")
@@ -129,8 +139,9 @@ class Bank(_Entry):
 
     @model_validator(mode="after")
     def _columns_agree(self) -> Bank:
-        if len(set(self.sources)) != len(self.sources):
-            raise ValueError(f"sources: expected each once, found {', '.join(self.sources)}")
+        for kind, names in (("sources", self.sources), ("columns", self.columns)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{kind}: expected each once, found {', '.join(names)}")
         for name, numbers in (("means", self.means), ("scales", self.scales)):
             if len(numbers) != self.width:
                 raise ValueError(
@@ -262,7 +273,7 @@ class Manifest(_Entry):
         if bank.unit not in self.units:
             raise ValueError(f"bank {name!r}: unit {bank.unit!r} is not among the units")
         without_columns = sorted(set(bank.sources) - set(self.declarations.named))
-        if without_columns:
+        if without_columns and not bank.columns:
             raise ValueError(
                 f"bank {name!r}: expected sources that are declared and have columns of their own, "
                 f"found {', '.join(without_columns)}"

@@ -22,6 +22,7 @@ from recmeta.bundle.unit import read_ids
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import IntegrityError, NotFoundError, SchemaError
 from recmeta.features.assembly import FeatureSpace
+from recmeta.features.portable import pick
 from recmeta.models.calibration import Calibration
 
 Floats = npt.NDArray[np.float64]
@@ -79,7 +80,7 @@ class Scorer:
         width = len(manifest.features.names)
         for name, entry in manifest.contexts.items():
             if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
-                self._network(entry.unit)
+                self._network(entry.unit, width)
                 if entry.serves != "shared" and entry.adapter is not None:
                     self._adapters[name] = _load_adapter(bundle.file(entry.adapter))
             stack = entry.stack if entry.serves == "stack" else None
@@ -210,12 +211,9 @@ class Scorer:
             unit = self._bundle.manifest.banks[entry.stack.bank].unit
         return unit in self._networks and user_id in self._networks[unit].users
 
-    def _network(self, unit: str) -> _Network:
+    def _network(self, unit: str, width: int) -> _Network:
         if unit not in self._networks:
-            manifest = self._bundle.manifest
-            self._networks[unit] = _Network(
-                self._bundle, unit, manifest.units[unit], len(manifest.features.names)
-            )
+            self._networks[unit] = _Network(self._bundle, unit, self._bundle.manifest.units[unit], width)
         return self._networks[unit]
 
     def _opened_bank(self, name: str) -> _Experts:
@@ -230,7 +228,8 @@ class Scorer:
         bank = self._bundle.manifest.banks.get(name)
         if bank is None:
             raise NotFoundError(f"bundle {self._bundle.version} holds no bank {name!r}")
-        return _Experts(self._bundle, bank, self._network(bank.unit))
+        width = len(bank.columns or self._features.names)
+        return _Experts(self._bundle, bank, self._network(bank.unit, width))
 
     def _popularity(self, entry: ContextEntry, dense: npt.NDArray[np.float32]) -> Floats:
         raw = dense[:, self._features.popularity_index].astype(np.float64)
@@ -322,6 +321,7 @@ class _Experts:
 
     def __init__(self, bundle: Bundle, bank: Bank, network: _Network) -> None:
         features = bundle.manifest.features
+        self._names = features.names
         self._space = FeatureSpace(bundle.manifest.declarations, features.half_lives, features.history_length)
         if self._space.digest != features.digest:
             raise IntegrityError(
@@ -335,7 +335,8 @@ class _Experts:
         self._indices = np.array(indices, dtype=np.int64)
         paths = [*(bank.trees.get(source) for source in bank.sources), bank.role_trees]
         self._trees = [
-            None if path is None else _Trees(bundle.file(path), self._space.size) for path in paths
+            None if path is None else _Trees(bundle.file(path), len(bank.columns or features.names))
+            for path in paths
         ]
 
     def run(
@@ -359,8 +360,11 @@ class _Experts:
 
     def _run_piece(self, context: str, rows: dict[str, npt.NDArray[Any]]) -> Floats:
         bank, dense = self._bank, rows["dense"]
-        blocks = [self._space.as_context(dense, source) for source in bank.sources]
-        blocks.append(self._space.as_newcomer(dense, context))
+        if bank.columns:
+            blocks = [pick(self._names, dense, bank.columns)] * bank.width
+        else:
+            blocks = [self._space.as_context(dense, source) for source in bank.sources]
+            blocks.append(self._space.as_newcomer(dense, context))
         repeated = {
             name: np.tile(values, (bank.width, *[1] * (values.ndim - 1)))
             for name, values in rows.items()
