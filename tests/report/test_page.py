@@ -18,7 +18,7 @@ from sample_evidence import calibration_evidence, transfer_evidence
 from recmeta.artifacts import write_json
 from recmeta.errors import InputError, NotFoundError
 from recmeta.report import layout
-from recmeta.report.markup import Markup
+from recmeta.report.markup import Markup, joined
 from recmeta.report.night_files import read_night
 from recmeta.report.page import write_report
 from recmeta.report.sections import calibration, changes, drift, headline, onboarding, transfer, verdict
@@ -467,6 +467,47 @@ def test_evidence_with_holes_nulls_and_nonsense_never_breaks_the_page(
         assert headline.status(night)
         assert (transfer.hurting(night) or 0) >= 0
         assert (drift.moved(night) or 0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, "Learning from scratch never catches up within the 1,436 positives there are."),
+        (300, "Learning from scratch is as good from about 300 positives on."),
+        (0, "Learning from scratch is as good from the start."),
+        (
+            {"method": "logistic", "positives": 30},
+            "Logistic from scratch is as good from about 30 positives on.",
+        ),
+        ("gone", "Break-even was not worked out."),
+    ],
+)
+def test_a_break_even_may_be_a_number_or_stand_beside_its_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, told: str
+) -> None:
+    monkeypatch.setattr(layout, "inline_svg", lambda chart, prefix: Markup("<svg></svg>"))
+    context = transfer_evidence()["contexts"]["bookmarking"]
+    if given == "gone":
+        del context["break_even"]
+    else:
+        context["break_even"] = given
+        context["worth"] = {"0": 212}
+    folder = write_night(tmp_path)
+    write_json(folder / "transfer.json", {"contexts": {"bookmarking": context}})
+    body = joined(onboarding.section(read_night(load_settings(tmp_path))).body)
+    assert told in body
+    assert ("What it starts with is worth about 212 positives." in body) is (given not in (0, "gone"))
+
+
+def test_what_serves_stands_in_the_verdict_though_the_comparison_leaves_it_to_the_gates(
+    tmp_path: Path,
+) -> None:
+    folder = write_night(tmp_path)
+    compared = {"methods": {"stack": {"auc": 0.8}}, "best": "stack", "serves": None, "line": "x"}
+    write_json(folder / "transfer.json", {"verdict": {"feed": compared, "gone": compared}})
+    text = joined(verdict.section(read_night(load_settings(tmp_path))).body)
+    assert text.count("serves:") == 1
+    assert "serves: LightGBM" in text
 
 
 def test_many_contexts_are_drawn_as_far_as_there_is_room_and_all_are_listed(tmp_path: Path) -> None:

@@ -152,26 +152,37 @@ def _first_gain(points: list[dict[str, Any]]) -> float | None:
 
 
 def _told(night: NightFiles, context: str) -> bool:
-    return isinstance(at(night.transfer, "contexts", context, "break_even"), dict)
+    """Whether a break-even was worked out; None is an answer too: never within the data."""
+    return "break_even" in entries(night.transfer, "contexts", context)
 
 
 def _from(night: NightFiles, context: str) -> float | None:
-    return number(at(night.transfer, "contexts", context, "break_even", "positives"))
+    """The positives from which learning from scratch is as good: a number, or one beside its method."""
+    found = at(night.transfer, "contexts", context, "break_even")
+    return number(at(found, "positives") if isinstance(found, dict) else found)
 
 
 def _break_even(night: NightFiles, context: str) -> str:
     if not _told(night, context):
         return "Break-even was not worked out."
-    rival = method(str(at(night.transfer, "contexts", context, "break_even", "method") or "lightgbm"))
+    name = at(night.transfer, "contexts", context, "break_even", "method")
+    rival = method(name) if isinstance(name, str) else "learning from scratch"
     rival = f"{rival[:1].upper()}{rival[1:]}"
     positives = _from(night, context)
     if positives is None:
         there = number(at(night.transfer, "contexts", context, "positives"))
         within = "" if there is None else f" within the {there:,.0f} positives there are"
-        return f"{rival} never catches up{within}."
+        return f"{rival} never catches up{within}.{_worth(night, context)}"
     if positives == 0:
         return f"{rival} is as good from the start."
-    return f"{rival} is as good from about {positives:,.0f} positives on."
+    return f"{rival} is as good from about {positives:,.0f} positives on.{_worth(night, context)}"
+
+
+def _worth(night: NightFiles, context: str) -> str:
+    """What is known before the first positive, in positives that learning from scratch needs for it."""
+    worth = entries(night.transfer, "contexts", context, "worth")
+    positives = number(worth.get("0"))
+    return "" if not positives else f" What it starts with is worth about {positives:,.0f} positives."
 
 
 def _rungs(night: NightFiles, context: str) -> str | None:

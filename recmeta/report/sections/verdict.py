@@ -31,9 +31,7 @@ def section(night: NightFiles) -> Section:
     names = [name for name in ORDER if name in found] + sorted(found - set(ORDER))
     rows = [
         [
-            stacked(
-                context, f"serves: {method(str(at(verdict, 'serves')))}" if at(verdict, "serves") else ""
-            ),
+            stacked(context, _serves(night, context, verdict)),
             *(_cell(verdict, name) for name in names),
         ]
         for context, verdict in verdicts.items()
@@ -60,6 +58,14 @@ def section(night: NightFiles) -> Section:
             note("Where intervals overlap widely the best is so by little: read the sentence, not the star."),
         ],
     )
+
+
+def _serves(night: NightFiles, context: str, verdict: Any) -> str:
+    """What serves: as the comparison says, or, where it leaves that to the gates, as they said."""
+    told = at(verdict, "serves")
+    found = night.serving.get(context)
+    name = told if isinstance(told, str) else None if found is None else found.serves
+    return "" if name is None else f"serves: {method(name)}"
 
 
 def _cell(verdict: Any, name: str) -> Child:
