@@ -19,6 +19,8 @@ import typer
 from recmeta.errors import InputError, NotFoundError, RecmetaError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from recmeta.bundle.store import BundleStore
 
 NOTHING_SERVES = 3
@@ -277,6 +279,46 @@ def serve(
 
 
 @app.command()
+def curve(
+    workspace: Workspace,
+    context: Annotated[
+        str | None, typer.Option("--context", "-c", help="One context; left out, all that were held out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how good a surface is with few interactions.
+
+    Every known context was held out in turn: quality by the number of positives, beside models from scratch.
+    """
+    from recmeta import reports
+
+    found = _evidence(workspace)
+    if context is not None and context not in found.get("contexts", {}):
+        raise NotFoundError(
+            f"no curve of {context!r}; held out were {', '.join(found.get('contexts', {})) or 'none'}"
+        )
+    _show(found, as_json, lambda: reports.curve_tables(found, context))
+
+
+@app.command()
+def audit(workspace: Workspace, as_json: AsJson = False) -> None:
+    """Show which contexts help each other, and which are in each other's way."""
+    from recmeta import reports
+
+    found = _evidence(workspace)
+    _show(found, as_json, lambda: reports.audit_tables(found))
+
+
+@app.command()
+def verdict(workspace: Workspace, as_json: AsJson = False) -> None:
+    """Say which way of learning is best for each context, meta-learning and LightGBM among them."""
+    from recmeta import reports
+
+    found = _evidence(workspace)
+    _show(found, as_json, lambda: reports.verdict_tables(found))
+
+
+@app.command()
 def bundles(workspace: Workspace, as_json: AsJson = False) -> None:
     """List the published bundles and mark the champion."""
     _existing(workspace)
@@ -348,6 +390,36 @@ def demo(
     from recmeta.demo import tell
 
     tell(workspace, seed=seed)
+
+
+def _evidence(workspace: Path) -> dict[str, Any]:
+    """What the champion's bundle knows about surfaces to come.
+
+    Raises:
+        NotFoundError: nothing was promoted yet, or the champion has no evidence.
+    """
+    _existing(workspace)
+    from recmeta.artifacts import read_json
+
+    champion = _store(workspace).champion()
+    if champion is None:
+        raise NotFoundError(f"no bundle was promoted yet in {workspace}; run `recmeta nightly` first")
+    if champion.manifest.transfer is None:
+        raise NotFoundError(
+            f"bundle {champion.version} holds no evidence about new surfaces: transfer.enabled was off, or no "
+            "context had data of its own"
+        )
+    return dict(read_json(champion.file(champion.manifest.transfer)))
+
+
+def _show(found: dict[str, Any], as_json: bool, tables: Callable[[], list[RenderableType]]) -> None:
+    from recmeta import terminal
+
+    if as_json:
+        terminal.write_json(found)
+        return
+    for part in tables():
+        terminal.answers().print(part)
 
 
 def _existing(workspace: Path) -> None:

@@ -202,6 +202,140 @@ def bundles_table(listed: Mapping[str, Any]) -> RenderableType:
     return table("Bundles, the newest night first", ("", "version", "promoted (UTC)", "serves"), rows)
 
 
+METHODS = {
+    "ours": "ours",
+    "zero_shot": "zero-shot",
+    "joint_fine_tune": "fine-tune",
+    "lightgbm": "LightGBM",
+    "logistic": "logistic",
+    "popularity": "popular",
+}
+"""Methods of an onboarding curve, and how their columns are called."""
+
+WAYS = {
+    "joint": "joint",
+    "joint_fine_tune": "+ tune",
+    "meta_learned": "meta",
+    "network_alone": "alone",
+    "lightgbm_alone": "trees",
+    "lightgbm_pooled": "pooled",
+    "stack": "stack",
+}
+"""Ways of learning in the verdict, likewise."""
+
+
+def curve_tables(evidence: Mapping[str, Any], context: str | None) -> list[RenderableType]:
+    """One onboarding curve a context that was held out, and what a surface that is new would get."""
+    shown: list[RenderableType] = []
+    for name, found in evidence.get("contexts", {}).items():
+        if context is not None and name != context:
+            continue
+        curve = found["curve"]
+        counts = list(curve.get("zero_shot", {}))
+        rows = [
+            (
+                count if count != "all" else f"all ({found['positives']:,})",
+                *(_point(curve.get(method, {}).get(count), wide=method == "ours") for method in METHODS),
+                found.get("rungs", {}).get(count, "-").replace("_", "-"),
+            )
+            for count in counts
+        ]
+        shown.append(
+            table(
+                f"{name}, as if it were new: AUC by positives it was given",
+                ("positives", *METHODS.values(), "rung"),
+                rows,
+                numeric=("positives", *METHODS.values()),
+            )
+        )
+        at = found.get("break_even")
+        shown.append(
+            Text(
+                f"A model from scratch is as good from {at:,} positives on."
+                if at is not None
+                else "No model from scratch became as good, with all that there is."
+            )
+        )
+    steps = [
+        f"from {step['from_positives']} positives {step['rung'].replace('_', '-')}"
+        for step in evidence.get("policy", [])
+    ]
+    if steps:
+        shown.append(Text(f"A new surface gets: {', '.join(steps)}.", style="bold"))
+    return shown or [Text("No context could be held out: too few contexts, or too few later positives.")]
+
+
+def audit_tables(evidence: Mapping[str, Any]) -> list[RenderableType]:
+    """The transfer matrix, negative cells in words, remedies, and label families to declare."""
+    matrix = evidence.get("audit") or {}
+    targets = sorted({target for row in matrix.values() for target in row})
+    shown: list[RenderableType] = []
+    if matrix:
+        rows = [(source, *(_effect(row.get(target)) for target in targets)) for source, row in matrix.items()]
+        shown.append(
+            table(
+                "What a context (row) does to another's AUC (column); * where the 95 % interval excludes 0",
+                ("source", *targets),
+                rows,
+                numeric=targets,
+            )
+        )
+    shown += [Text(f"{line}.") for line in (*evidence.get("negative", ()), *evidence.get("untried", ()))]
+    for target, remedy in (evidence.get("remedies") or {}).items():
+        told = "helped" if remedy["helped"] else "did not surely help"
+        shown.append(
+            Text(
+                f"{target} without {' and '.join(remedy['left_out'])}: AUC {remedy['auc_before']:.3f} to "
+                f"{remedy['auc_after']:.3f} (gain {remedy['low']:+.3f} to {remedy['high']:+.3f}): {told}."
+            )
+        )
+    for pair in evidence.get("related") or ():
+        shown.append(
+            Text(
+                f"Labels of {pair['a']} and {pair['b']} go together (correlation {pair['correlation']:.2f})"
+                + ("; declare one family for both." if pair["correlation"] >= 0.5 else ".")
+            )
+        )
+    return shown or [Text("Nothing was audited: it takes two contexts with data.")]
+
+
+def verdict_tables(evidence: Mapping[str, Any]) -> list[RenderableType]:
+    """Ways of learning side by side, the best marked, and a sentence for each context."""
+    found = evidence.get("verdict") or {}
+    if not found:
+        return [Text("No context has later rows of both labels to judge by.")]
+    rows = [
+        (
+            name,
+            *(("* " if way == context["best"] else "") + _point(context["methods"].get(way)) for way in WAYS),
+        )
+        for name, context in found.items()
+    ]
+    return [
+        table(
+            "AUC on later, unseen data, every way at one budget; * the best",
+            ("context", *WAYS.values()),
+            rows,
+            numeric=tuple(WAYS.values()),
+        ),
+        *(Text(f"{name}: {context['line']}") for name, context in found.items()),
+    ]
+
+
+def _point(found: Mapping[str, Any] | None, *, wide: bool = False) -> str:
+    if not found or found.get("auc") is None:
+        return "-"
+    if wide and found.get("low") is not None:
+        return _interval({"value": found["auc"], "low": found["low"], "high": found["high"]})
+    return f"{found['auc']:.3f}"
+
+
+def _effect(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell['value']:+.3f}{'' if cell['verdict'] == 'neutral' else '*'}"
+
+
 def _auc(metrics: Mapping[str, Any], candidate: str) -> Mapping[str, float | None]:
     found = metrics.get(candidate, {}).get("auc")
     return found if isinstance(found, Mapping) else {}

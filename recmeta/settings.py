@@ -194,13 +194,15 @@ class TransferSettings(_Group):
     shots: tuple[int, ...] = Field(
         default=(5, 10, 30, 100, 300), description="positives that a held-out context is given"
     )
-    draws: int = Field(default=5, ge=1, description="of those positives")
+    draws: int = Field(
+        default=3, ge=1, description="of those positives; more narrow intervals, and a night grows longer"
+    )
     fine_tune_draws: int = Field(
-        default=2, ge=1, description="of those, for the fine-tuned rival: it takes most of the time"
+        default=1, ge=1, description="of those, for the fine-tuned rival: it takes most of the time"
     )
     negatives_per_positive: int = Field(default=8, ge=1, description="that a held-out context is given too")
     precisions: tuple[float, ...] = Field(
-        default=(10.0, 30.0, 100.0, 300.0),
+        default=(10.0, 30.0, 100.0),
         description="of the stack's prior, among which the evidence chooses: how many rows it weighs, about",
     )
     newcomer_weights: tuple[float, ...] = Field(

@@ -16,16 +16,18 @@ import lightgbm
 import numpy as np
 
 from recmeta import artifacts
-from recmeta.dataset import TEST, TRAIN, Vocabularies, item_content, thinned_logs
+from recmeta.dataset import TEST, TRAIN, VALIDATION, Vocabularies, item_content, thinned_logs
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees
 from recmeta.model_folder import load_model
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, Progress, catalogue, labelled_rows, labelled_tensors
+from recmeta.transfer.audit import negative_cells, related_pairs, remedies, transfer_matrix, untried
 from recmeta.transfer.bank import Bank, Learnt, fit_bank
 from recmeta.transfer.curve import Curves
 from recmeta.transfer.evidence import evidence
 from recmeta.transfer.held_out import HeldOut, hold_out
+from recmeta.transfer.verdict import verdict
 
 BANK = "bank"
 EVIDENCE = "transfer.json"
@@ -121,9 +123,21 @@ def _make(night: Night, progress: Progress | None) -> None:
 
 
 def _audit(
-    night: Night, learnt: Learnt, full: Bank, without: Mapping[str, Bank], folder: Path
+    night: Night, learnt: Learnt, full: Bank, without: Mapping[str, Bank], scratch: Path
 ) -> dict[str, Any]:
-    return {}
+    """Who helps whom, who is in whose way, what parting them gives; and which way of learning is best."""
+    families = night.contexts.families()
+    validation = transfer_matrix(full, without, families, learnt.parts, part=VALIDATION)
+    test = transfer_matrix(full, without, families, learnt.parts, part=TEST)
+    found = remedies(learnt, full, without, families, scratch / "remedies", validation=validation)
+    return {
+        "related": related_pairs(learnt.frames),
+        "audit": test,
+        "negative": negative_cells(test),
+        "remedies": found,
+        "untried": untried(validation, found),
+        "verdict": verdict(learnt, full, full.trees, scratch / "verdict"),
+    }
 
 
 def _learnt(night: Night) -> Learnt:

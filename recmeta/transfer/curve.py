@@ -25,7 +25,7 @@ from recmeta.features.schema import ITEM
 from recmeta.models.prediction import predict_logits
 from recmeta.settings import Settings
 from recmeta.transfer.held_out import HeldOut
-from recmeta.transfer.ladder import DEFAULT_POLICY, Climbed, Labelled, Rung, Step, climb, settle
+from recmeta.transfer.ladder import DEFAULT_POLICY, Climbed, Labelled, Step, climb, settle, step_for
 from recmeta.transfer.stack import fit_intercept, fit_weights, prior_weights
 
 Floats = npt.NDArray[np.float64]
@@ -127,14 +127,7 @@ class Curves:
 
     def policy(self) -> tuple[Step, ...]:
         """What a surface gets that is none of these; the default where no context could be held out."""
-        if not self.held:
-            return DEFAULT_POLICY
-        steps = [self._step(count, without=None) for count in (0, *self.settings.transfer.shots)]
-        kept = steps[:1]
-        for step in steps[1:]:
-            if replace(step, from_positives=kept[-1].from_positives) != kept[-1]:
-                kept.append(step)
-        return tuple(kept)
+        return self._ladder(None)
 
     # Choices, each by the contexts of other families than ``without`` ------------------------------
 
@@ -142,15 +135,17 @@ class Curves:
         return [name for name in self.held if self.family[name] != without]
 
     def _start(self, without: str | None) -> Step:
-        """Zero-shot with the newcomer's weight that is best on average."""
-        strongest = max(self.settings.transfer.precisions)
+        """Zero-shot with the newcomer's weight that gains most over none, by the median over contexts."""
+        weights = self.settings.transfer.newcomer_weights
 
-        def mean(newcomer: float) -> float:
-            found = [self._quick_area(name, newcomer) for name in self._others(without)]
-            return float(np.mean(found)) if found else 0.0
+        def gain(newcomer: float) -> float:
+            found = [
+                self._quick_area(name, newcomer) - self._quick_area(name, weights[0])
+                for name in self._others(without)
+            ]
+            return float(np.median(found)) if found else 0.0
 
-        newcomer = max(self.settings.transfer.newcomer_weights, key=mean)
-        return Step(0, "zero_shot", strongest, newcomer)
+        return Step(0, "zero_shot", max(self.settings.transfer.precisions), max(weights, key=gain))
 
     def _quick_area(self, name: str, newcomer: float) -> float:
         if (name, newcomer) not in self._quick:
@@ -160,25 +155,61 @@ class Curves:
             self._quick[name, newcomer] = 0.5 if found is None else found.value
         return self._quick[name, newcomer]
 
-    def _precision(self, count: int, without: str | None) -> float:
-        """The precision of the most useful stack."""
-        worth = {}
-        for precision in self.settings.transfer.precisions:
-            found = {
-                name: self._stacks[name, count, precision]
+    def _precision(self, without: str | None) -> float:
+        """The strength of prior that is of most use over all numbers of positives."""
+        precisions = self.settings.transfer.precisions
+        return max(
+            precisions, key=lambda precision: sum(self._worth_of("stack", precision, without).values())
+        )
+
+    def _ladder(self, without: str | None) -> tuple[Step, ...]:
+        """One ladder for all numbers of positives: where the stack begins, and where trees go on top.
+
+        Both borders and the prior are the ones of most use, summed over the numbers that were tried. So a
+        ladder has three choices, each resting on all points of all curves: a choice for each number alone
+        would follow noise.
+        """
+        start = self._start(without)
+        if not self._others(without):
+            return DEFAULT_POLICY
+        precision = self._precision(without)
+        worth = {rung: self._worth_of(rung, precision, without) for rung in ("stack", "boosted")}
+        shots = self.settings.transfer.shots
+        most, chosen = 0.0, (len(shots), len(shots))
+        for first in range(len(shots) + 1):
+            for second in range(first, len(shots) + 1):
+                use = sum(worth["stack"].get(count, 0.0) for count in shots[first:second])
+                use += sum(worth["boosted"].get(count, 0.0) for count in shots[second:])
+                if use > most:
+                    most, chosen = use, (first, second)
+        steps = [start]
+        first, second = chosen
+        if first < second:
+            steps.append(replace(start, from_positives=shots[first], rung="stack", precision=precision))
+        if second < len(shots):
+            steps.append(replace(start, from_positives=shots[second], rung="boosted", precision=precision))
+        return tuple(steps)
+
+    def _worth_of(self, rung: str, precision: float, without: str | None) -> dict[int, float]:
+        """What a rung is worth at each number of positives at which other contexts tried it."""
+        found = {}
+        for count in self.settings.transfer.shots:
+            points = {
+                name: self._stacks.get((name, count, precision))
+                if rung == "stack"
+                else self._boosted.get((name, count))
                 for name in self._others(without)
-                if (name, count, precision) in self._stacks
             }
-            if found:
-                worth[precision] = self._worth(found)
-        strongest = max(self.settings.transfer.precisions)
-        return max(worth, key=lambda precision: worth[precision]) if worth else strongest
+            if any(point is not None for point in points.values()):
+                found[count] = self._worth(points)
+        return found
 
     def _worth(self, found: Mapping[str, Point | None]) -> float:
-        """Mean gain in AUC over zero-shot; harm beyond what is allowed counts against it.
+        """Median gain in AUC over zero-shot, over contexts; harm beyond what is allowed counts against it.
 
-        Each hundredth of draws that are harmed in excess costs a thousandth of AUC: with some twenty draws a
-        hard limit would be decided by one of them.
+        The median, because a surface that is unlike all others (its own rows will tell, see `settle`) must
+        not decide for the rest. Each hundredth of draws that are harmed in excess costs a thousandth of AUC:
+        with some twenty draws a hard limit would be decided by one of them.
         """
         gains, below = [], []
         for name, point in found.items():
@@ -189,22 +220,7 @@ class Curves:
         if not gains:
             return -1.0
         excess = max(0.0, float(np.mean(below)) - self.settings.transfer.most_harm)
-        return float(np.mean(gains)) - excess / 10.0
-
-    def _step(self, count: int, without: str | None) -> Step:
-        """The most useful rung; zero-shot where none is of use."""
-        best = replace(self._start(without), from_positives=count)
-        names = [name for name in self._others(without) if self._zero[name] is not None]
-        if count == 0 or not names:
-            return best
-        precision = self._precision(count, without)
-        rungs: dict[Rung, dict[str, Point | None]] = {
-            "stack": {name: self._stacks.get((name, count, precision)) for name in names},
-            "boosted": {name: self._boosted.get((name, count)) for name in names},
-        }
-        worth = {rung: self._worth(found) for rung, found in rungs.items()}
-        chosen = max(worth, key=lambda rung: worth[rung])
-        return replace(best, rung=chosen, precision=precision) if worth[chosen] > 0.0 else best
+        return float(np.median(gains)) - excess / 10.0
 
     # Measuring ------------------------------------------------------------------------------------
 
@@ -223,7 +239,7 @@ class Curves:
         for number, name in enumerate(self.held):
             progress("transfer", len(self.held) + number, work)
             for count in self.given(name)[1:]:
-                precision = self._precision(self._nearest(count), self.family[name])
+                precision = self._precision(self.family[name])
                 point = self._point(
                     name, replace(self._start(self.family[name]), rung="boosted", precision=precision), count
                 )
@@ -241,13 +257,9 @@ class Curves:
                 self.points[name][count] = {method: point for method, point in found.items() if point}
         progress("transfer", work, work)
 
-    def _nearest(self, count: int) -> int:
-        """The largest number of positives of the grid that is not above ``count``."""
-        return max((number for number in self.settings.transfer.shots if number <= count), default=0)
-
     def _ours(self, name: str, count: int) -> Point | None:
         """What the other families' evidence, and then the surface's own rows, let serve."""
-        step = self._step(self._nearest(count), self.family[name])
+        step = step_for(self._ladder(self.family[name]), count)
         self.rungs[name, count] = defaultdict(int)
         logits = []
         for draw in range(self._draws(name, count)):
