@@ -406,8 +406,8 @@ def _evidence(workspace: Path) -> dict[str, Any]:
         raise NotFoundError(f"no bundle was promoted yet in {workspace}; run `recmeta nightly` first")
     if champion.manifest.transfer is None:
         raise NotFoundError(
-            f"bundle {champion.version} holds no evidence about new surfaces: transfer.enabled was off, or no "
-            "context had data of its own"
+            f"bundle {champion.version} holds no evidence about new surfaces: transfer.enabled was off, or "
+            "no context had data of its own"
         )
     return dict(read_json(champion.file(champion.manifest.transfer)))
 

@@ -256,12 +256,12 @@ def curve_tables(evidence: Mapping[str, Any], context: str | None) -> list[Rende
                 else "No model from scratch became as good, with all that there is."
             )
         )
-    steps = [
-        f"from {step['from_positives']} positives {step['rung'].replace('_', '-')}"
-        for step in evidence.get("policy", [])
-    ]
-    if steps:
-        shown.append(Text(f"A new surface gets: {', '.join(steps)}.", style="bold"))
+    for kind, policy in (evidence.get("policies") or {}).items():
+        steps = ", ".join(
+            f"{step['rung'].replace('_', '-')} from {step['from_positives']}" for step in policy
+        )
+        told = {"met": "met, and not engaged with", "sampled": "drawn"}[kind]
+        shown.append(Text(f"A new surface whose negatives are {told}, by positives: {steps}.", style="bold"))
     return shown or [Text("No context could be held out: too few contexts, or too few later positives.")]
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from recmeta.adaptation import adapt_few
+from recmeta.contexts import SampledNegatives
 from recmeta.episodes.rows import Rows
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.cluster_errors import Area, area, interval, mean_area
@@ -36,6 +37,25 @@ Key = tuple[str, int]
 RIVALS = ("joint_fine_tune", "lightgbm", "logistic", "popularity")
 FINE_TUNE_ROWS = 3_000
 """Rows that the fine-tuned adapter sees, at the most: steps over more were no better in our study."""
+
+
+Kind = Literal["met", "sampled"]
+"""Where negatives come from: what was met and not engaged with, or items drawn from those alive."""
+KINDS: tuple[Kind, ...] = ("met", "sampled")
+
+
+def kind_of(held: HeldOut) -> Kind:
+    """The kind of a held-out context's negatives."""
+    source = held.bank.space.contexts[held.context].negatives.source
+    return "sampled" if isinstance(source, SampledNegatives) else "met"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who asks for a ladder: a context of this family (None: of none), with this kind of negatives."""
+
+    family: str | None
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -115,7 +135,7 @@ class Curves:
         self.rungs: dict[Key, dict[str, int]] = {}
         """How often each rung served, over draws."""
         self._quick: dict[tuple[str, float], float] = {}
-        self._zero = {name: self._point(name, self._start(self.family[name]), 0) for name in self.held}
+        self._zero = {name: self._point(name, self._start(self._asking(name)), 0) for name in self.held}
         self._stacks: dict[tuple[str, int, float], Point] = {}
         self._boosted: dict[Key, Point] = {}
         self._measure(progress or (lambda what, done, total: None))
@@ -125,23 +145,38 @@ class Curves:
         most = self.held[context].positives
         return [0, *(count for count in self.settings.transfer.shots if count < most), most]
 
-    def policy(self) -> tuple[Step, ...]:
-        """What a surface gets that is none of these; the default where no context could be held out."""
-        return self._ladder(None)
+    def policies(self) -> dict[Kind, tuple[Step, ...]]:
+        """What a surface gets that is none of these, by where its negatives come from."""
+        return {kind: self._ladder(Asking(None, kind)) for kind in KINDS}
 
-    # Choices, each by the contexts of other families than ``without`` ------------------------------
+    def others(self, context: str) -> list[str]:
+        """The contexts whose curves decide for a context that is held out."""
+        return self._others(self._asking(context))
 
-    def _others(self, without: str | None) -> list[str]:
-        return [name for name in self.held if self.family[name] != without]
+    def first_logits(self, context: str, count: int) -> Floats:
+        """Logits of ours on the test rows of a context, with the first draw of so many positives."""
+        step = step_for(self._ladder(self._asking(context)), count)
+        return self._logits(context, self._climbed(context, step, count, 0, settled=count > 0))
 
-    def _start(self, without: str | None) -> Step:
+    # Choices, each by what other contexts' curves say -----------------------------------------------
+
+    def _asking(self, name: str) -> Asking:
+        return Asking(self.family[name], kind_of(self.held[name]))
+
+    def _others(self, asking: Asking) -> list[str]:
+        """Contexts of other families; of the same kind, if there are two or more: they are more alike."""
+        others = [name for name in self.held if self.family[name] != asking.family]
+        alike = [name for name in others if kind_of(self.held[name]) == asking.kind]
+        return alike if len(alike) > 1 else others
+
+    def _start(self, asking: Asking) -> Step:
         """Zero-shot with the newcomer's weight that gains most over none, by the median over contexts."""
         weights = self.settings.transfer.newcomer_weights
 
         def gain(newcomer: float) -> float:
             found = [
                 self._quick_area(name, newcomer) - self._quick_area(name, weights[0])
-                for name in self._others(without)
+                for name in self._others(asking)
             ]
             return float(np.median(found)) if found else 0.0
 
@@ -155,25 +190,23 @@ class Curves:
             self._quick[name, newcomer] = 0.5 if found is None else found.value
         return self._quick[name, newcomer]
 
-    def _precision(self, without: str | None) -> float:
+    def _precision(self, asking: Asking) -> float:
         """The strength of prior that is of most use over all numbers of positives."""
         precisions = self.settings.transfer.precisions
-        return max(
-            precisions, key=lambda precision: sum(self._worth_of("stack", precision, without).values())
-        )
+        return max(precisions, key=lambda precision: sum(self._worth_of("stack", precision, asking).values()))
 
-    def _ladder(self, without: str | None) -> tuple[Step, ...]:
+    def _ladder(self, asking: Asking) -> tuple[Step, ...]:
         """One ladder for all numbers of positives: where the stack begins, and where trees go on top.
 
         Both borders and the prior are the ones of most use, summed over the numbers that were tried. So a
         ladder has three choices, each resting on all points of all curves: a choice for each number alone
         would follow noise.
         """
-        start = self._start(without)
-        if not self._others(without):
+        start = self._start(asking)
+        if not self._others(asking):
             return DEFAULT_POLICY
-        precision = self._precision(without)
-        worth = {rung: self._worth_of(rung, precision, without) for rung in ("stack", "boosted")}
+        precision = self._precision(asking)
+        worth = {rung: self._worth_of(rung, precision, asking) for rung in ("stack", "boosted")}
         shots = self.settings.transfer.shots
         most, chosen = 0.0, (len(shots), len(shots))
         for first in range(len(shots) + 1):
@@ -190,7 +223,7 @@ class Curves:
             steps.append(replace(start, from_positives=shots[second], rung="boosted", precision=precision))
         return tuple(steps)
 
-    def _worth_of(self, rung: str, precision: float, without: str | None) -> dict[int, float]:
+    def _worth_of(self, rung: str, precision: float, asking: Asking) -> dict[int, float]:
         """What a rung is worth at each number of positives at which other contexts tried it."""
         found = {}
         for count in self.settings.transfer.shots:
@@ -198,7 +231,7 @@ class Curves:
                 name: self._stacks.get((name, count, precision))
                 if rung == "stack"
                 else self._boosted.get((name, count))
-                for name in self._others(without)
+                for name in self._others(asking)
             }
             if any(point is not None for point in points.values()):
                 found[count] = self._worth(points)
@@ -220,7 +253,7 @@ class Curves:
         if not gains:
             return -1.0
         excess = max(0.0, float(np.mean(below)) - self.settings.transfer.most_harm)
-        return float(np.median(gains)) - excess / 10.0
+        return float(np.median(gains)) - excess / 20.0
 
     # Measuring ------------------------------------------------------------------------------------
 
@@ -229,7 +262,7 @@ class Curves:
         work = 3 * len(self.held)
         for number, name in enumerate(self.held):
             progress("transfer", number, work)
-            start = self._start(self.family[name])
+            start = self._start(self._asking(name))
             for count in self.given(name)[1:]:
                 for precision in self.settings.transfer.precisions if count in shots else ():
                     step = replace(start, rung="stack", precision=precision)
@@ -239,9 +272,9 @@ class Curves:
         for number, name in enumerate(self.held):
             progress("transfer", len(self.held) + number, work)
             for count in self.given(name)[1:]:
-                precision = self._precision(self.family[name])
+                precision = self._precision(self._asking(name))
                 point = self._point(
-                    name, replace(self._start(self.family[name]), rung="boosted", precision=precision), count
+                    name, replace(self._start(self._asking(name)), rung="boosted", precision=precision), count
                 )
                 if point is not None:
                     self._boosted[name, count] = point
@@ -249,7 +282,7 @@ class Curves:
             progress("transfer", 2 * len(self.held) + number, work)
             for count in self.given(name):
                 found: dict[str, Point | None] = {
-                    "zero_shot": self._point(name, self._start(self.family[name]), count),
+                    "zero_shot": self._point(name, self._start(self._asking(name)), count),
                     "ours": self._ours(name, count),
                     "popularity": _point(self.held[name], [_popularity(self.held[name])]),
                     **(self._rivals(self.held[name], count) if count else {}),
@@ -259,7 +292,7 @@ class Curves:
 
     def _ours(self, name: str, count: int) -> Point | None:
         """What the other families' evidence, and then the surface's own rows, let serve."""
-        step = step_for(self._ladder(self.family[name]), count)
+        step = step_for(self._ladder(self._asking(name)), count)
         self.rungs[name, count] = defaultdict(int)
         logits = []
         for draw in range(self._draws(name, count)):

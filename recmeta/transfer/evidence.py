@@ -13,7 +13,7 @@ import numpy as np
 
 from recmeta.evaluation.cluster_errors import area, interval
 from recmeta.settings import Settings
-from recmeta.transfer.curve import Curves
+from recmeta.transfer.curve import Curves, Kind, kind_of
 from recmeta.transfer.forecast import break_even, positives_to_match
 from recmeta.transfer.held_out import HeldOut
 from recmeta.transfer.ladder import Step
@@ -27,6 +27,7 @@ def evidence(curves: Curves, families: Mapping[str, Sequence[str]], settings: Se
     """Lay out curves and policy; see docs/playbook.md for how to read them."""
     live = _live(curves)
     contexts = {name: _of_context(curves, name, live[name]) for name in curves.held}
+    policies = {kind: [asdict(step) for step in steps] for kind, steps in curves.policies().items()}
     rates = [held.rate for held in curves.held.values()]
     return {
         "settings": {
@@ -38,14 +39,15 @@ def evidence(curves: Curves, families: Mapping[str, Sequence[str]], settings: Se
         "families": {family: list(names) for family, names in families.items()},
         "contexts": contexts,
         "mean": _means(contexts, settings.transfer.shots),
-        "policy": [asdict(step) for step in curves.policy()],
+        "policies": policies,
+        "policy": policies["met"],
         "rate": float(np.mean(rates)) if rates else None,
     }
 
 
-def policy_of(found: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Read the policy that `evidence` wrote."""
-    return tuple(Step(**step) for step in found["policy"])
+def policy_of(found: Mapping[str, Any], kind: Kind = "met") -> tuple[Step, ...]:
+    """Read the policy that `evidence` wrote for surfaces whose negatives are of this kind."""
+    return tuple(Step(**step) for step in found.get("policies", {}).get(kind) or found["policy"])
 
 
 def _of_context(curves: Curves, name: str, live: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def _of_context(curves: Curves, name: str, live: Mapping[str, Any]) -> dict[str,
             curve[method][label] = {**shown, "positives": count}
     ours = curve.get("ours", {})
     return {
+        "kind": kind_of(held),
         "rows": len(held.pool),
         "positives": held.positives,
         "test_rows": len(held.test),
@@ -112,7 +115,7 @@ def _live(curves: Curves) -> dict[str, dict[str, Any]]:
             for weight in LIVE_WEIGHTS
         }
         for name, held in curves.held.items():
-            others = [other for other in curves.held if curves.family[other] != curves.family[name]]
+            others = curves.others(name)
 
             def worth(weight: float, others: Sequence[str] = others, scored: Any = scored) -> float:
                 return float(np.mean([scored[other, weight] or 0.5 for other in others])) if others else 0.0
