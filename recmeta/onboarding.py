@@ -45,7 +45,7 @@ from recmeta.features.new_surface import surface_rows
 from recmeta.pipeline import Progress, Report, workspace_lock
 from recmeta.serving.scorer import Scorer
 from recmeta.settings import Settings, load_settings
-from recmeta.transfer.ladder import Climbed, Labelled, Step, climb, settle, step_for
+from recmeta.transfer.ladder import Climbed, Kind, Labelled, Step, climb, kind_of, settle, step_for
 from recmeta.transfer.own_rows import OwnRows, judge_on_own_rows
 from recmeta.transfer.prospects import Prospects
 
@@ -396,7 +396,14 @@ def _prepare(
     with steps("experts"):
         shots = _labelled(champion, manifest.bank, name, rows)
     with steps("fit"):
-        fitted = _fit(settings, manifest.banks[manifest.bank], prospects, shots, rows["user_id"].to_list())
+        fitted = _fit(
+            settings,
+            manifest.banks[manifest.bank],
+            prospects,
+            shots,
+            rows["user_id"].to_list(),
+            kind_of(surface.declaration),
+        )
     climbed = fitted.climbed
     reason = _reason(fitted, prospects)
     entry = ContextEntry(
@@ -506,7 +513,12 @@ class _Fitted:
 
 
 def _fit(
-    settings: Settings, bank: Bank, prospects: Prospects, shots: Labelled, users: Sequence[str]
+    settings: Settings,
+    bank: Bank,
+    prospects: Prospects,
+    shots: Labelled,
+    users: Sequence[str],
+    kind: Kind,
 ) -> _Fitted:
     """Climb to the rung that evidence chose, unless the surface's own rows speak against it."""
     scales, training = np.array(bank.scales), settings.training
@@ -516,7 +528,7 @@ def _fit(
         return climb(step, labelled, scales, settings.transfer, **options)
 
     positives = int(shots.label.sum())
-    step = step_for(prospects.policy(), positives)
+    step = step_for(prospects.policy(kind), positives)
     if positives < 2 or positives == len(shots.label):
         step = replace(step, rung="zero_shot")
         both = 0 < positives < len(shots.label)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from recmeta.adaptation import adapt_few
-from recmeta.contexts import SampledNegatives
 from recmeta.episodes.rows import Rows
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.cluster_errors import Area, area, interval, mean_area
@@ -26,7 +25,18 @@ from recmeta.features.schema import ITEM
 from recmeta.models.prediction import predict_logits
 from recmeta.settings import Settings
 from recmeta.transfer.held_out import HeldOut
-from recmeta.transfer.ladder import DEFAULT_POLICY, Climbed, Labelled, Step, climb, settle, step_for
+from recmeta.transfer.ladder import (
+    DEFAULT_POLICY,
+    KINDS,
+    Climbed,
+    Kind,
+    Labelled,
+    Step,
+    climb,
+    kind_of,
+    settle,
+    step_for,
+)
 from recmeta.transfer.stack import fit_intercept, fit_weights, prior_weights
 
 Floats = npt.NDArray[np.float64]
@@ -39,23 +49,16 @@ FINE_TUNE_ROWS = 3_000
 """Rows that the fine-tuned adapter sees, at the most: steps over more were no better in our study."""
 
 
-Kind = Literal["met", "sampled"]
-"""Where negatives come from: what was met and not engaged with, or items drawn from those alive."""
-KINDS: tuple[Kind, ...] = ("met", "sampled")
-
-
-def kind_of(held: HeldOut) -> Kind:
-    """The kind of a held-out context's negatives."""
-    source = held.bank.space.contexts[held.context].negatives.source
-    return "sampled" if isinstance(source, SampledNegatives) else "met"
-
-
 @dataclass(frozen=True)
 class Asking:
     """Who asks for a ladder: a context of this family (None: of none), with this kind of negatives."""
 
     family: str | None
     kind: Kind
+
+
+def _kind_of(held: HeldOut) -> Kind:
+    return kind_of(held.bank.space.contexts[held.context])
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,12 @@ class Curves:
     # Choices, each by what other contexts' curves say -----------------------------------------------
 
     def _asking(self, name: str) -> Asking:
-        return Asking(self.family[name], kind_of(self.held[name]))
+        return Asking(self.family[name], _kind_of(self.held[name]))
 
     def _others(self, asking: Asking) -> list[str]:
         """Contexts of other families; of the same kind, if there are two or more: they are more alike."""
         others = [name for name in self.held if self.family[name] != asking.family]
-        alike = [name for name in others if kind_of(self.held[name]) == asking.kind]
+        alike = [name for name in others if _kind_of(self.held[name]) == asking.kind]
         return alike if len(alike) > 1 else others
 
     def _start(self, asking: Asking) -> Step:

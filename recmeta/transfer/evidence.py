@@ -13,10 +13,10 @@ import numpy as np
 
 from recmeta.evaluation.cluster_errors import area, interval
 from recmeta.settings import Settings
-from recmeta.transfer.curve import Curves, Kind, kind_of
+from recmeta.transfer.curve import Curves
 from recmeta.transfer.forecast import break_even, positives_to_match
 from recmeta.transfer.held_out import HeldOut
-from recmeta.transfer.ladder import Step
+from recmeta.transfer.ladder import Kind, Step, kind_of
 from recmeta.transfer.stack import prior_weights
 
 LIVE_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -64,7 +64,7 @@ def _of_context(curves: Curves, name: str, live: Mapping[str, Any]) -> dict[str,
             curve[method][label] = {**shown, "positives": count}
     ours = curve.get("ours", {})
     return {
-        "kind": kind_of(held),
+        "kind": kind_of(held.bank.space.contexts[name]),
         "rows": len(held.pool),
         "positives": held.positives,
         "test_rows": len(held.test),

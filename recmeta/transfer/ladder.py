@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from recmeta.contexts import Context, SampledNegatives
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.metrics import row_log_losses
 from recmeta.settings import TransferSettings
@@ -25,6 +26,15 @@ from recmeta.transfer.stack import Stack, fit_intercept, fit_residual, fit_stack
 Floats = npt.NDArray[np.float64]
 Rung = Literal["zero_shot", "stack", "boosted"]
 RUNGS: tuple[Rung, ...] = ("zero_shot", "stack", "boosted")
+
+Kind = Literal["met", "sampled"]
+"""Where negatives come from: what was met and not engaged with, or items drawn from those alive."""
+KINDS: tuple[Kind, ...] = ("met", "sampled")
+
+
+def kind_of(declared: Context) -> Kind:
+    """The kind of a context's negatives: telling apart what was met is another task than what was drawn."""
+    return "sampled" if isinstance(declared.negatives.source, SampledNegatives) else "met"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from recmeta.artifacts import read_json
 from recmeta.bundle.store import Bundle
 from recmeta.errors import IntegrityError
 from recmeta.transfer.forecast import forecast
-from recmeta.transfer.ladder import DEFAULT_POLICY, RUNGS, Step
+from recmeta.transfer.ladder import DEFAULT_POLICY, RUNGS, Kind, Step
 
 USUAL_RATE = 0.1
 """Share of positives that is expected of a surface where no evidence says one."""
@@ -34,8 +34,11 @@ class Prospects:
         path = bundle.manifest.transfer
         return cls() if path is None else cls(read_json(bundle.file(path)))
 
-    def policy(self) -> tuple[Step, ...]:
+    def policy(self, kind: Kind = "met") -> tuple[Step, ...]:
         """Which rung serves from how many positives on, and with which prior.
+
+        Args:
+            kind: of the surface's negatives; evidence that knows no kinds has one policy for all.
 
         Raises:
             IntegrityError: what stands there is no policy.
@@ -48,7 +51,7 @@ class Prospects:
                     precision=float(told["precision"]),
                     newcomer=float(told["newcomer"]),
                 )
-                for told in self.told.get("policy") or []
+                for told in (self.told.get("policies") or {}).get(kind) or self.told.get("policy") or []
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(f"transfer.json: expected a policy of steps, found {error!r}") from error
