@@ -231,6 +231,69 @@ def onboard(
             terminal.answers().print(part)
 
 
+bases = typer.Typer(
+    help="What one site knows of people in general, for others to start from.", no_args_is_help=True
+)
+app.add_typer(bases, name="base")
+
+
+@bases.command("export")
+def export_base(
+    workspace: Workspace,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    as_json: AsJson = False,
+) -> None:
+    """Publish a base: a folder without any user, item or row, from which another site can start."""
+    _existing(workspace)
+    from recmeta import terminal
+    from recmeta.base import export_base as export
+
+    with terminal.progress_bars() as progress:
+        report = export(workspace, out, progress=progress)
+    if as_json:
+        terminal.write_json(report)
+    else:
+        rows = ", ".join(f"{name} ({count:,} rows)" for name, count in report["sources"].items())
+        terminal.answers().print(
+            f"{report['base']} holds what was learnt of {rows}, and no id: {report['files']} files, "
+            f"{report['bytes']:,} bytes. Start a site from it with `recmeta init --base`.",
+            markup=False,
+        )
+
+
+@app.command("init")
+def init_site(
+    workspace: Workspace,
+    base: Annotated[
+        Path, typer.Option("--base", metavar="DIR", help="The folder that `recmeta base export` made.")
+    ],
+    contexts: Annotated[
+        Path | None,
+        typer.Option(
+            "--contexts", metavar="FILE", help="The site's surfaces; left out where contexts.yaml is there."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a new site from another site's base.
+
+    It ranks at once; the site's own nights replace the base where that surely helps.
+    """
+    from recmeta import terminal
+    from recmeta.base import init_site as begin
+
+    with terminal.progress_bars() as progress:
+        report = begin(workspace, base, contexts, progress=progress)
+    if as_json:
+        terminal.write_json(report)
+    else:
+        terminal.answers().print(
+            f"{report['version']} serves {', '.join(report['contexts'])} now, by what another site knows of "
+            f"{', '.join(report['sources'])}. Next: `recmeta ingest`, then `recmeta nightly`.",
+            markup=False,
+        )
+
+
 @app.command()
 def recommend(
     workspace: Workspace,
