@@ -25,6 +25,9 @@ from recmeta.report.words import (
 MOST_PANELS = 12
 """Contexts with a panel of their own, beside the mean: four rows of three."""
 
+MEAN = "all surfaces, mean"
+"""Title of the first panel; no context can be called so."""
+
 METHODS = {name: method(name) for name in LOOKS}
 
 
@@ -42,7 +45,7 @@ def section(night: NightFiles) -> Section:
         )
     shown = dict(list(curves.items())[:MOST_PANELS])
     mean = _mean_points(night.transfer)
-    drawn = ({"all surfaces, mean": mean} if mean else {}) | shown
+    drawn = ({MEAN: mean} if mean else {}) | shown
     extent = _extent([point for points in drawn.values() for point in points])
     used = {
         name: METHODS[name]
@@ -64,7 +67,10 @@ def section(night: NightFiles) -> Section:
         "lines are 95 % intervals.",
         [panel(name, points) for name, points in drawn.items()],
         legend={used[name]: LOOKS[name] for name in used},
-        after={context: [lines[context], _rungs(night, context)] for context in shown},
+        after={
+            MEAN: "At each place of the surfaces that have so many positives: to the right they are fewer."
+        }
+        | {context: [lines[context], _rungs(night, context)] for context in shown},
     )
     return Section(
         "onboarding",
