@@ -152,7 +152,7 @@ def transfer_matrix(
         cells: dict[str, Cell] = {}
         for target in bank.sources:
             before, after = known.get(target), _own_area(bank, parts, part, target)
-            if target in members or before is None or after is None:
+            if before is None or after is None:
                 continue
             cells[target] = _cell(difference(before, after), between, members)
         for source in members if cells else []:

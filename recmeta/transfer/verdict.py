@@ -48,6 +48,9 @@ _WORDS = {
 """Every method, in the order in which they are told, and its name in a sentence."""
 
 
+_NETWORKS = ("joint", "joint_fine_tune", "meta_learned", "network_alone")
+
+
 class Figure(TypedDict):
     """An AUC on test rows with its 95 % interval, by user."""
 
@@ -67,7 +70,9 @@ class Verdict(TypedDict):
     line: str
 
 
-def verdict(learnt: Learnt, full: Bank, trees: Mapping[str, Trees], folder: Path) -> dict[str, Verdict]:
+def verdict(
+    learnt: Learnt, full: Bank, trees: Mapping[str, Trees], folder: Path, *, again: Bank | None = None
+) -> dict[str, Verdict]:
     """Compare seven ways of learning on the test rows of each context that has both labels there.
 
     - ``joint``: the full bank's network, as the context; where the night's own meta-learner is another one,
@@ -92,6 +97,9 @@ def verdict(learnt: Learnt, full: Bank, trees: Mapping[str, Trees], folder: Path
         full: of all contexts.
         trees: of contexts where they are known already.
         folder: of networks.
+        again: a bank of the same contexts with another seed (`fit_bank`), from which sentences know how much
+            the seed of a network alone moves an AUC. Left out, they take every network as given, and call
+            sure what another seed may turn round.
 
     Returns:
         By context; `Verdict` as JSON.
@@ -109,15 +117,17 @@ def verdict(learnt: Learnt, full: Bank, trees: Mapping[str, Trees], folder: Path
         "lightgbm_pooled": _trees_pooled(learnt, judged),
         "stack": {name: _stacked(learnt, full, name) for name in judged},
     }
-    return {name: _verdict(learnt, name, {way: of[name] for way, of in scores.items() if name in of})
-            for name in judged}  # fmt: skip
+    between = 0.0 if again is None else _noise(learnt, judged, full.network, again.network)
+    return {
+        name: _verdict(learnt, name, {way: of[name] for way, of in scores.items() if name in of}, between)
+        for name in judged
+    }
 
 
-def _verdict(learnt: Learnt, name: str, scores: Mapping[str, Floats]) -> Verdict:
-    test = learnt.parts[TEST].of_context(_index(learnt, name))
+def _verdict(learnt: Learnt, name: str, scores: Mapping[str, Floats], between: float) -> Verdict:
     areas: dict[str, Area] = {}
     for way, logits in scores.items():
-        found = area(test.rows.label.numpy(), logits, test.clusters, test.rows.weight.numpy())
+        found = _area(learnt, name, logits)
         if found is not None:
             areas[way] = found
     ranked = sorted(areas, key=lambda way: -areas[way].value)
@@ -125,24 +135,43 @@ def _verdict(learnt: Learnt, name: str, scores: Mapping[str, Floats]) -> Verdict
     for way, found in areas.items():
         low, high = interval(found)
         methods[way] = {"auc": found.value, "low": low, "high": high}
-    return {"methods": methods, "best": ranked[0], "serves": None, "line": line(areas)}
+    return {"methods": methods, "best": ranked[0], "serves": None, "line": line(areas, between=between)}
 
 
-def line(areas: Mapping[str, Area]) -> str:
+def _area(learnt: Learnt, name: str, logits: Floats) -> Area | None:
+    test = learnt.parts[TEST].of_context(_index(learnt, name))
+    return area(test.rows.label.numpy(), logits, test.clusters, test.rows.weight.numpy())
+
+
+def _noise(learnt: Learnt, judged: list[str], first: SharedModel, second: SharedModel) -> float:
+    """The mean over contexts of the squared difference of two networks' AUCs."""
+    squares = []
+    for name in judged:
+        rows = _rows(learnt, name, TEST)
+        one, other = (_area(learnt, name, predict_logits(network, rows)) for network in (first, second))
+        if one is not None and other is not None:
+            squares.append((one.value - other.value) ** 2)
+    return float(np.mean(squares))
+
+
+def line(areas: Mapping[str, Area], *, between: float = 0.0) -> str:
     """Say in one sentence which of two methods or more is best, and what meta-learning adds.
 
     All are on the same rows. A difference whose 95 % interval, paired by user, holds zero is called noise.
+    ``between`` is the variance of a difference of two networks that their seeds alone make; each network in
+    a comparison brings half of it. (The stack is partly a network; its share, a quarter, is left out.)
     """
     best, second = sorted(areas, key=lambda way: -areas[way].value)[:2]
     lead = difference(areas[best], areas[second])
-    sure = "" if interval(lead)[0] > 0 else ", which is within noise"
+    lower, _ = interval(lead, between=_seeds(between, best, second))
+    sure = "" if lower > 0 else ", which is within noise"
     told = [
         f"{_WORDS[best]} is best (AUC {_short(areas[best].value)}), ahead of {_WORDS[second]} by "
         f"{_short(lead.value)}{sure}"
     ]
     if "meta_learned" in areas:
         told += [
-            _against(areas["meta_learned"], areas[rival], rival)
+            _against(areas["meta_learned"], areas[rival], rival, _seeds(between, "meta_learned", rival))
             for rival in ("joint_fine_tune", "lightgbm_alone")
             if rival in areas
         ]
@@ -150,9 +179,13 @@ def line(areas: Mapping[str, Area]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _against(meta: Area, other: Area, rival: str) -> str:
+def _seeds(between: float, *ways: str) -> float:
+    return between * sum(way in _NETWORKS for way in ways) / 2.0
+
+
+def _against(meta: Area, other: Area, rival: str, between: float) -> str:
     gap = difference(meta, other)
-    low, high = interval(gap)
+    low, high = interval(gap, between=between)
     word = "surely better than" if low > 0 else "surely worse than" if high < 0 else "within noise of"
     figures = f"{_signed(gap.value)}, {_signed(low)} to {_signed(high)}"
     return f"meta-learning is {word} {_WORDS[rival]} ({figures})"
