@@ -189,7 +189,7 @@ class TransferSettings(_Group):
     rows: int = Field(
         default=40_000,
         ge=100,
-        description="of a context, at the most, evenly over time, from which its trees in the bank learn",
+        description="of a context, at the most, evenly over time, from which the bank learns",
     )
     shots: tuple[int, ...] = Field(
         default=(5, 10, 30, 100, 300), description="positives that a held-out context is given"

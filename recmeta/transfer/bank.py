@@ -118,11 +118,8 @@ def fit_bank(
         InputError: no context with named columns and training rows is left.
     """
     space, names = learnt.space, learnt.space.contexts.names
-    of = {
-        name: {part: learnt.parts[part].of_context(names.index(name) + 1).rows for part in _LEARNT}
-        for name in names
-    }
-    left = [name for name in names if name not in hidden and len(of[name][TRAIN])]
+    numbers = {name: _numbers(learnt, TRAIN, name) for name in names if name not in hidden}
+    left = [name for name, found in numbers.items() if len(found)]
     sources = tuple(name for name in left if name in space.named)
     if not sources:
         raise InputError(
@@ -130,18 +127,23 @@ def fit_bank(
         )
     gone = tuple(name for name in hidden if name in space.named)
     seen = {
-        name: {part: _without(space, rows, name, gone) for part, rows in parts.items()}
-        for name, parts in of.items()
-        if name in left
+        name: {
+            TRAIN: _without(space, learnt.parts[TRAIN].rows.take(numbers[name]), name, gone),
+            VALIDATION: _without(
+                space, learnt.parts[VALIDATION].rows.take(_numbers(learnt, VALIDATION, name)), name, gone
+            ),
+        }
+        for name in left
     }
-    pretend = newcomers(learnt.frames, space, learnt.logs, hidden=gone)
-    network = _network(learnt, left, seen, pretend, folder, seed)
+    everything = newcomers(learnt.frames, space, learnt.logs, hidden=gone)
+    pretend = everything.take(torch.cat([numbers[name] for name in left]))
+    taught = concat([seen[name][TRAIN] for name in left])
+    later = concat([seen[name][VALIDATION] for name in left])
+    network = _network(learnt, taught, later, pretend, folder, seed)
     known = dict(trees or {})
     for name in sources:
         if name not in known:
-            fitted = _fit_trees(
-                learnt, *(_thinned_out(seen[name][part], learnt.settings) for part in _LEARNT)
-            )
+            fitted = _fit_trees(learnt, seen[name][TRAIN], seen[name][VALIDATION])
             if fitted is not None:
                 known[name] = fitted
     bank = Bank(
@@ -151,7 +153,7 @@ def fit_bank(
         hidden=gone,
         network=network,
         trees={name: known[name] for name in sources if name in known},
-        role_trees=_role_trees(learnt, left, seen, pretend),
+        role_trees=_role_trees(learnt, taught, pretend),
         means=np.zeros(len(sources) + 1),
         scales=np.ones(len(sources) + 1),
     )
@@ -161,7 +163,11 @@ def fit_bank(
     return replace(bank, means=logits.mean(axis=0), scales=np.maximum(logits.std(axis=0), 1e-3))
 
 
-_LEARNT = (TRAIN, VALIDATION)
+def _numbers(learnt: Learnt, part: int, name: str) -> Tensor:
+    """Numbers in a part of a context's rows: at most ``transfer.rows``, evenly over time."""
+    index = learnt.space.contexts.names.index(name) + 1
+    found = torch.nonzero(learnt.parts[part].rows.context == index).flatten()
+    return found[_evenly(len(found), learnt.settings.transfer.rows)]
 
 
 def _without(space: FeatureSpace, rows: Rows, name: str, gone: Sequence[str]) -> Rows:
@@ -177,12 +183,7 @@ def _without(space: FeatureSpace, rows: Rows, name: str, gone: Sequence[str]) ->
 
 
 def _network(
-    learnt: Learnt,
-    left: Sequence[str],
-    seen: Mapping[str, Mapping[int, Rows]],
-    pretend: Newcomers,
-    folder: Path,
-    seed: int | None,
+    learnt: Learnt, taught: Rows, later: Rows, pretend: Newcomers, folder: Path, seed: int | None
 ) -> SharedModel:
     """Meta-train the network that reads newcomers, with the night's own meta-learner."""
     transfer = learnt.settings.transfer
@@ -193,18 +194,7 @@ def _network(
     }
     settings = learnt.settings.training.model_copy(update=changes)
     if not (folder / "model.json").exists():
-        names = learnt.space.contexts.names
-        index = learnt.parts[TRAIN].rows.context
-        rows = torch.cat([torch.nonzero(index == names.index(name) + 1).flatten() for name in left])
-        train(
-            concat([seen[name][TRAIN] for name in left]),
-            concat([seen[name][VALIDATION] for name in left]),
-            learnt.shape,
-            settings,
-            folder,
-            content=learnt.content,
-            newcomers=pretend.take(rows),
-        )
+        train(taught, later, learnt.shape, settings, folder, content=learnt.content, newcomers=pretend)
     return load_model(folder)
 
 
@@ -222,43 +212,29 @@ def _fit_trees(learnt: Learnt, training: Rows, later: Rows) -> Trees | None:
     )
 
 
-def _role_trees(
-    learnt: Learnt, left: Sequence[str], seen: Mapping[str, Mapping[int, Rows]], pretend: Newcomers
-) -> Trees | None:
+def _role_trees(learnt: Learnt, taught: Rows, pretend: Newcomers) -> Trees | None:
     """Fit trees on rows of all contexts as newcomers' rows, over columns that bear no context's name.
 
     The earlier nine tenths of each context's training rows teach, the later tenth says when to stop:
     only training rows have thinned logs.
     """
-    names = learnt.space.contexts.names
-    index = learnt.parts[TRAIN].rows.context
-    named = np.ones(learnt.space.size, dtype=np.bool_)
+    dense = pretend.dense(taught.dense, taught.context, torch.arange(len(taught)))
+    named = torch.ones(learnt.space.size, dtype=torch.bool)
     named[list(learnt.space.role_columns)] = False
-    taught: list[Rows] = []
-    stops: list[Rows] = []
-    for name in left:
-        rows = seen[name][TRAIN]
-        numbers = torch.nonzero(index == names.index(name) + 1).flatten()
-        kept = _spread_index(len(rows), learnt.settings.transfer.rows)
-        rows, numbers = rows.take(kept), numbers[kept]
-        dense = pretend.dense(rows.dense, rows.context, numbers)
-        dense[:, torch.from_numpy(named)] = 0.0  # of no use to a split
-        rows = replace(rows, dense=dense)
-        border = len(rows) * 9 // 10
-        taught.append(rows.take(torch.arange(border)))
-        stops.append(rows.take(torch.arange(border, len(rows))))
-    return _fit_trees(learnt, concat(taught), concat(stops))
-
-
-def _thinned_out(rows: Rows, settings: Settings) -> Rows:
-    return _spread(rows, settings.transfer.rows)
+    dense[:, named] = 0.0  # of no use to a split
+    stops = torch.zeros(len(taught), dtype=torch.bool)
+    for context in torch.unique(taught.context).tolist():
+        of = torch.nonzero(taught.context == context).flatten()
+        stops[of[len(of) * 9 // 10 :]] = True
+    rows = replace(taught, dense=dense)
+    return _fit_trees(learnt, rows.take(~stops), rows.take(stops))
 
 
 def _spread(rows: Rows, most: int) -> Rows:
-    return rows.take(_spread_index(len(rows), most))
+    return rows.take(_evenly(len(rows), most))
 
 
-def _spread_index(rows: int, most: int) -> Tensor:
+def _evenly(rows: int, most: int) -> Tensor:
     """At most ``most`` row numbers, evenly over the rows as they come."""
     count = min(rows, most)
     return torch.arange(count) * rows // max(count, 1)
