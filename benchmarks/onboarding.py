@@ -5,8 +5,8 @@
 Every context is held out in turn, with its own counters removed from all rows (cold), as if it had not
 existed; the bank, the stack and the ladder are those of `recmeta nightly`, and what serves a context is
 decided by the curves of the others. ``--together a,b`` holds contexts out together, as one label family. Test
-rows are the last fifth of time. A figure is the mean over seeds and draws; its interval is the 95 % interval by user
-and over draws, averaged over seeds.
+rows are the last fifth of time. A figure is the mean over seeds and draws; its interval is the 95 % interval
+by user and over draws, averaged over seeds.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def knob(arguments: argparse.Namespace, temporary: Path) -> str:
         "",
         f"`python benchmarks/onboarding.py --source simulator --seeds {arguments.seeds} --draws "
         f"{arguments.draws} --contexts commenting feed --relatedness "
-        f"{' '.join(f'{value:g}' for value in arguments.relatedness)}`; mean over held-out contexts and seeds.",
+        f"{' '.join(f'{value:g}' for value in arguments.relatedness)}`; mean over contexts and seeds.",
         "",
         "| relatedness | method | K = 0 | 10 | 30 | 100 | 300 | all | harm at 10 / 30 / 100 / 300 |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -146,6 +146,16 @@ def nightly_retrain() -> None:
         run("adapt", night, chunk)
 
     @task
+    def transfer(night: str) -> None:
+        """Hold contexts out in turn: what the others know of a surface that is new."""
+        run("transfer", night)
+
+    @task
+    def drift(night: str) -> None:
+        """Compare the last week's inputs with those that training saw."""
+        run("drift", night)
+
+    @task
     def evaluate(night: str) -> None:
         """Score every candidate on later, unseen data, and pass it through the gates."""
         run("evaluate", night)
@@ -155,6 +165,11 @@ def nightly_retrain() -> None:
         """Publish the bundle, and promote it where a gate let something pass."""
         report = run("publish", night)
         return {name: report[name] for name in ("version", "promoted", "reason") if name in report}
+
+    @task
+    def report(night: str) -> str:
+        """Write the night's page, which a product manager can read."""
+        return str(run("report", night)["page"])
 
     @task(outlets=[CHAMPION], retries=0)
     def announce(published: dict[str, Any]) -> None:
@@ -176,8 +191,12 @@ def nightly_retrain() -> None:
     chain(trained, [challenged, chunks])
     evaluated, published = evaluate(night), publish(night)
     chain([challenged, adapt.partial(night=night).expand(chunk=chunks)], evaluated)
-    chain([evaluated, materialized], published)
+    known, drifted = transfer(night), drift(night)
+    chain(challenged, known)
+    chain(trained, drifted)
+    chain([evaluated, materialized, known], published)
     announce(published)
+    chain([published, drifted], report(night))
 
 
 nightly_retrain()

@@ -382,6 +382,31 @@ def verdict(workspace: Workspace, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def report(
+    workspace: Workspace,
+    night: Annotated[
+        str | None, typer.Option("--night", metavar="NAME", help="Left out: the latest that was decided.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Left out: the night's own folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a night's report: one HTML page that works offline, and a PNG of each figure."""
+    _existing(workspace)
+    from recmeta import terminal
+    from recmeta.report.page import write_report
+    from recmeta.settings import load_settings
+
+    told = write_report(load_settings(workspace), night, out)
+    if as_json:
+        terminal.write_json(told)
+    else:
+        for line in (told["page"], *told["figures"]):
+            terminal.answers().print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
 def bundles(workspace: Workspace, as_json: AsJson = False) -> None:
     """List the published bundles and mark the champion."""
     _existing(workspace)
@@ -467,12 +492,12 @@ def _evidence(workspace: Path) -> dict[str, Any]:
     champion = _store(workspace).champion()
     if champion is None:
         raise NotFoundError(f"no bundle was promoted yet in {workspace}; run `recmeta nightly` first")
-    if champion.manifest.transfer is None:
+    if champion.evidence is None:
         raise NotFoundError(
             f"bundle {champion.version} holds no evidence about new surfaces: transfer.enabled was off, or "
             "no context had data of its own"
         )
-    return dict(read_json(champion.file(champion.manifest.transfer)))
+    return dict(read_json(champion.evidence))
 
 
 def _show(found: dict[str, Any], as_json: bool, tables: Callable[[], list[RenderableType]]) -> None:

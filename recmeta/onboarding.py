@@ -387,7 +387,7 @@ def _prepare(
     surface = replace(surface, declaration=_as_served(surface.declaration, champion))
     name, manifest = surface.declaration.name, champion.manifest
     assert manifest.bank is not None  # noqa: S101  (_champion holds it)
-    prospects = Prospects.of(champion)
+    prospects = Prospects.read(champion.evidence)
     declarations = with_surface(manifest.declarations, surface.declaration)
     with steps("rows"):
         found = surface_rows(settings, declarations, name, surface.interactions)

@@ -41,8 +41,10 @@ STAGES = (
     "challengers",
     "adapt",
     "transfer",
+    "drift",
     "evaluate",
     "publish",
+    "report",
 )
 
 SHARED_STATE = frozenset({"features", "labels", "rows", "materialize", "publish"})
@@ -144,7 +146,8 @@ def run_night(
 
     Returns:
         ``version`` (None where none was made), ``promoted``, ``reason``, ``champion``, ``contexts``,
-        ``until``, ``parent``, and ``seconds`` by stage; also written to the night's folder.
+        ``until``, ``parent``, ``page`` (the report as HTML), and ``seconds`` by stage; also written to the
+        night's folder.
 
     Raises:
         BusyError: another run holds the workspace.
@@ -157,23 +160,23 @@ def run_night(
         artifacts.remove_leftovers(settings.workspace)
         night = Night.plan(settings, until)
         seconds = {}
-        report: Report = {}
+        told: dict[str, Report] = {}
         for stage in STAGES:
             started = time.monotonic()
             if progress is not None:
                 progress(stage, 0, 1)
-            report = _run(night, stage, None, progress)
+            told[stage] = _run(night, stage, None, progress)
             if progress is not None:
                 progress(stage, 1, 1)
             seconds[stage] = round(time.monotonic() - started, 3)
         forget_rows()
-        report = {**report, "seconds": seconds}
+        report = {**told["publish"], "page": told["report"]["page"], "seconds": seconds}
         artifacts.write_json(night.folder / "report.json", report)
         return report
 
 
 def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -> Report:
-    from recmeta.stages import evaluate, learn, prepare, publish, transfer
+    from recmeta.stages import evaluate, learn, prepare, publish, tell, transfer
 
     if stage == "adapt":
         wanted = range(len(learn.chunks(night))) if chunk is None else [chunk]
@@ -187,7 +190,9 @@ def _run(night: Any, stage: str, chunk: int | None, progress: Progress | None) -
         "challengers": learn.challengers,
         "transfer": transfer.transfer,
         "evaluate": evaluate.evaluate,
+        "drift": tell.drift,
         "publish": publish.publish,
+        "report": tell.report,
     }
     return work[stage](night, progress)
 

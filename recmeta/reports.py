@@ -52,6 +52,8 @@ def night_tables(night: Mapping[str, Any]) -> list[RenderableType]:
     if seconds:
         shown.append(Text("Seconds: " + ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items())))
     shown.append(Text(verdict(night), style="bold"))
+    if night.get("page"):
+        shown.append(Text(f"The whole night on one page: {night['page']}"))
     return shown
 
 

@@ -60,6 +60,12 @@ class Bundle:
         return self.folder / path
 
 
+    @property
+    def evidence(self) -> Path | None:
+        """Where the night's evidence about new surfaces lies; None where it left none."""
+        return None if self.manifest.transfer is None else self.file(self.manifest.transfer)
+
+
 class Move(BaseModel):
     """One move of the pointer."""
 

@@ -26,6 +26,7 @@ from recmeta.models.adapters import is_zero
 from recmeta.models.calibration import Calibration
 from recmeta.models.prediction import predict_under_each
 from recmeta.models.shared import SharedModel
+from recmeta.report.reliability import reliability
 from recmeta.serving.scorer import Scorer
 from recmeta.stages.candidates import Candidate, blended, calibrated, scored
 from recmeta.stages.learn import feature_space
@@ -44,6 +45,7 @@ def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
     model = load_model(night.folder / "train")
     incumbent = _incumbent(night)
     report: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
     for index, name in enumerate(night.contexts.names, start=1):
         if progress is not None:
             progress("evaluate", index - 1, len(night.contexts.names))
@@ -63,8 +65,17 @@ def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
             seed=night.settings.training.seed,
         )
         report[name] = _as_json(decision, candidates)
+        served = candidates["popularity" if decision.serves == "nothing" else decision.serves]
+        rows = of_context[TEST].rows
+        calibration[name] = reliability(
+            rows.label.numpy(),
+            0.5 * (1.0 + np.tanh(0.5 * served.test)),
+            rows.weight.numpy(),
+            user=of_context[TEST].clusters,
+        )
     if progress is not None:
         progress("evaluate", len(night.contexts.names), len(night.contexts.names))
+    artifacts.write_json(night.folder / "calibration.json", calibration)
     artifacts.write_json(done, report)
     return report
 

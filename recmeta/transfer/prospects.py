@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recmeta.artifacts import read_json
-from recmeta.bundle.store import Bundle
 from recmeta.errors import IntegrityError
 from recmeta.transfer.forecast import forecast
 from recmeta.transfer.ladder import DEFAULT_POLICY, RUNGS, Kind, Step
@@ -29,10 +29,9 @@ class Prospects:
     told: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Prospects:
-        """The evidence that a bundle carries; none where it carries none."""
-        path = bundle.manifest.transfer
-        return cls() if path is None else cls(read_json(bundle.file(path)))
+    def read(cls, file: Path | None) -> Prospects:
+        """The evidence in a bundle's file; none where it has none."""
+        return cls() if file is None else cls(read_json(file))
 
     def policy(self, kind: Kind = "met") -> tuple[Step, ...]:
         """Which rung serves from how many positives on, and with which prior.
