@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recmeta import __version__, artifacts
 from recmeta.bundle.manifest import (
@@ -47,12 +47,16 @@ from recmeta.pipeline import Progress, Report, workspace_lock
 from recmeta.serving.catalogue import CATALOGUE, catalogue_table
 from recmeta.serving.scorer import Scorer
 from recmeta.settings import Settings, load_settings
-from recmeta.transfer.ladder import Step, step_for
+from recmeta.transfer.ladder import KINDS, Kind, Step, kind_of, step_for
 from recmeta.transfer.prospects import Prospects
 from recmeta.transfer.stack import prior_weights
 
 BASE = "base.json"
 EVIDENCE = "transfer.json"
+
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Policy = Annotated[tuple[Step, ...], Field(min_length=1)]
 
 
 class Base(BaseModel):
@@ -70,11 +74,17 @@ class Base(BaseModel):
     bank_name: str = Field(pattern=r"^[0-9a-f]{12}$")
     bank: Bank
     rows: dict[str, int] = Field(description="labelled rows of each source that it was learnt from")
-    rate: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="share of positives that is expected of a context nobody knows"
-    )
-    policy: tuple[Step, ...] = Field(min_length=1, description="by which a few interactions move the stack")
+    rate: Rate = Field(description="share of positives that is expected of a context nobody knows")
+    rates: dict[Kind, Rate] = Field(description="the same, of contexts whose negatives are of one kind")
+    policies: dict[Kind, Policy] = Field(description="by which a few interactions move the stack, likewise")
     files: dict[FilePath, FileEntry]
+
+    @model_validator(mode="after")
+    def _knows_every_kind(self) -> Base:
+        for name, told in (("rates", self.rates), ("policies", self.policies)):
+            if set(told) != set(KINDS):
+                raise ValueError(f"{name}: expected {', '.join(KINDS)}, found {', '.join(told) or 'none'}")
+        return self
 
     def expected_files(self) -> frozenset[str]:
         """All files that a base has beside base.json."""
@@ -116,7 +126,8 @@ def export_base(
 
     Returns:
         ``base`` (the folder), ``checksum``, ``until``, ``sources`` (rows of each), ``columns``, ``rate``,
-        ``policy``, ``files``, ``bytes``, ``largest_logit_difference`` and ``seconds``.
+        ``rates`` and ``policies`` (by kind of negatives), ``files``, ``bytes``,
+        ``largest_logit_difference`` and ``seconds``.
 
     Raises:
         NotFoundError: no such workspace, or no champion.
@@ -141,7 +152,8 @@ def export_base(
         "sources": dict(base.rows),
         "columns": len(base.bank.columns),
         "rate": base.rate,
-        "policy": [asdict(step) for step in base.policy],
+        "rates": dict(base.rates),
+        "policies": _policies(base),
         "files": len(base.files) + 1,
         "bytes": sum(entry.bytes for entry in base.files.values()) + len(base.to_text().encode()),
         "largest_logit_difference": difference,
@@ -162,7 +174,7 @@ def _make(settings: Settings, folder: Path, progress: Progress) -> tuple[Base, f
                 f"{settings.workspace}: expected a champion, whose night a base is made of, found none; "
                 "run `recmeta nightly` first"
             )
-        manifest, policy = champion.manifest, Prospects.of(champion).policy()
+        manifest, prospects = champion.manifest, Prospects.read(champion.evidence)
         half_lives = manifest.features.half_lives
         if half_lives != settings.features.half_lives:
             raise InputError(
@@ -193,13 +205,20 @@ def _make(settings: Settings, folder: Path, progress: Progress) -> tuple[Base, f
         half_lives=half_lives,
         features=portable_digest(half_lives),
         rows=dict(fitted.rows),
-        rate=fitted.rate,
-        policy=policy,
+        rate=float(np.mean(list(fitted.rates.values()))),
+        rates={kind: _rate_of(kind, fitted.rates, manifest.declarations) for kind in KINDS},
+        policies={kind: prospects.policy(kind) for kind in KINDS},
         files=files,
         **parts,
     )
     progress("export", 1, 1)
     return base, difference
+
+
+def _rate_of(kind: Kind, rates: Mapping[str, float], declared: Contexts) -> float:
+    """The mean rate of sources of a kind; of all where there is none of it."""
+    alike = [rate for name, rate in rates.items() if kind_of(declared[name]) == kind]
+    return float(np.mean(alike or list(rates.values())))
 
 
 def _export(fitted: Any, folder: Path, temporary: Path, settings: Settings) -> tuple[dict[str, Any], float]:
@@ -513,10 +532,8 @@ def _publish(settings: Settings, store: BundleStore, opened: OpenedBase, declare
         for path in base.files:
             with artifacts.replacing(files / path) as copied:
                 shutil.copyfile(opened.folder / path, copied)
-        evidence: Mapping[str, Any] = {
-            "policy": [asdict(step) for step in base.policy],
-            "rate": base.rate,
-        }
+        policies = _policies(base)
+        evidence = {"policies": policies, "policy": policies["met"], "rate": base.rate}
         artifacts.write_json(files / EVIDENCE, evidence)
         with artifacts.replacing(files / CATALOGUE) as written:
             _catalogue(settings).write_parquet(written, compression="zstd", statistics=False)
@@ -536,14 +553,18 @@ def _publish(settings: Settings, store: BundleStore, opened: OpenedBase, declare
             banks={base.bank_name: base.bank},
             bank=base.bank_name,
             transfer=EVIDENCE,
-            contexts={name: _entry(base) for name in declared.names},
+            contexts={context.name: _entry(base, kind_of(context)) for context in declared.declared()},
         )
         return store.publish(manifest, files)
 
 
-def _entry(base: Base) -> ContextEntry:
-    weights = prior_weights(np.array(base.bank.scales), step_for(base.policy, 0).newcomer)
-    sources = ", ".join(base.bank.sources)
+def _policies(base: Base) -> dict[str, list[dict[str, Any]]]:
+    return {kind: [asdict(step) for step in policy] for kind, policy in base.policies.items()}
+
+
+def _entry(base: Base, kind: Kind) -> ContextEntry:
+    weights = prior_weights(np.array(base.bank.scales), step_for(base.policies[kind], 0).newcomer)
+    rate, sources = base.rates[kind], ", ".join(base.bank.sources)
     return ContextEntry(
         serves="stack",
         reason=f"zero-shot: what another site's contexts know ({sources}), until the site's own nights "
@@ -551,7 +572,7 @@ def _entry(base: Base) -> ContextEntry:
         stack=Stack(
             bank=base.bank_name,
             weights=tuple(weights.tolist()),
-            intercept=float(np.log(base.rate / (1.0 - base.rate))),
+            intercept=float(np.log(rate / (1.0 - rate))),
             rung="zero_shot",
             positives=0,
             rows=0,

@@ -10,7 +10,7 @@ All labelled rows teach: what they are worth is measured at the site that takes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -55,8 +55,8 @@ class PortableBank:
     """The newcomer's, of all sources together."""
     means: Floats
     scales: Floats
-    rate: float
-    """The mean over sources of the share of positives: what is expected of a context nobody knows."""
+    rates: Mapping[str, float]
+    """Share of positives among the rows of each source."""
     rows: Mapping[str, int]
     """Labelled rows of each source that were learnt from."""
     sample: Float32s
@@ -139,7 +139,7 @@ def fit_portable(
         role_trees=_fit_trees(settings, *pooled),
         means=np.zeros(len(sources) + 1),
         scales=np.ones(len(sources) + 1),
-        rate=_rate(parts[0] for parts in learnt.values()),
+        rates={name: _rate(parts[0]) for name, parts in learnt.items()},
         rows={name: len(earlier) + len(later) for name, (earlier, later) in learnt.items()},
         sample=sample,
     )
@@ -169,9 +169,9 @@ def _rows(
     )
 
 
-def _rate(parts: Iterable[Rows]) -> float:
-    rates = [float((rows.weight * rows.label).sum() / rows.weight.sum()) for rows in parts]
-    return float(np.clip(np.mean(rates), 1e-3, 1 - 1e-3))
+def _rate(rows: Rows) -> float:
+    rate = float((rows.weight * rows.label).sum() / rows.weight.sum())
+    return min(max(rate, 1e-3), 1 - 1e-3)
 
 
 def _of(rows: Rows, source: int) -> Rows:

@@ -25,10 +25,13 @@ from recmeta.settings import Settings, load_settings
 UNTIL = datetime(2026, 6, 30, tzinfo=UTC)
 NOW = datetime(2026, 7, 5, tzinfo=UTC)
 LOG = {"users": 80, "items": 90, "days": 14, "reads_per_day": 1.5, "slates_per_day": 0.6}
-POLICY = [
-    {"from_positives": 0, "rung": "zero_shot", "precision": 30.0, "newcomer": 0.4},
-    {"from_positives": 5, "rung": "stack", "precision": 20.0, "newcomer": 0.4},
-]
+POLICIES = {
+    kind: [
+        {"from_positives": 0, "rung": "zero_shot", "precision": 30.0, "newcomer": newcomer},
+        {"from_positives": 5, "rung": "stack", "precision": 20.0, "newcomer": newcomer},
+    ]
+    for kind, newcomer in (("met", 0.2), ("sampled", 0.4))
+}
 
 # Small enough for a test, large enough that something is learnt.
 SETTINGS = """\
@@ -63,7 +66,7 @@ def make_site(folder: Path, **log: Any) -> Settings:
     build_labels(settings, contexts, UNTIL)
     build_rows(settings, contexts, UNTIL)
     space, files = feature_space(settings, contexts), folder.parent / f"{folder.name}-files"
-    write_json(files / "transfer.json", {"policy": POLICY, "rate": 0.2})
+    write_json(files / "transfer.json", {"policies": POLICIES, "policy": POLICIES["met"], "rate": 0.2})
     popular = ContextEntry(serves="popularity", reason="", calibration={"popularity": Calibration()})
     manifest = Manifest(
         until=UNTIL,

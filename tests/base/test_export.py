@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_samples import POLICY, UNTIL, contents, ids_of, positives_of
+from site_samples import POLICIES, UNTIL, contents, ids_of, positives_of
 
 from recmeta.base import BASE, export_base, open_base
 from recmeta.bundle.store import BundleStore
@@ -40,9 +40,9 @@ def test_a_base_says_what_it_is(exported: Exported, source: Settings) -> None:
     assert base.bank.columns == portable_columns(source.features.half_lives)
     assert base.bank.sources == ("commenting", "feed", "reading")
     assert set(base.bank.trees) == set(base.bank.sources) and base.bank.role_trees
-    assert [vars(step) for step in base.policy] == POLICY
+    assert {kind: [vars(step) for step in steps] for kind, steps in base.policies.items()} == POLICIES
     assert base.until == UNTIL
-    assert 0.05 < base.rate < 0.5
+    assert 0.02 < base.rates["met"] < base.rate < base.rates["sampled"] == pytest.approx(0.2, abs=1e-3)
     assert base.rows == report["sources"] and sum(base.rows.values()) > len(positives_of(source))
     assert report["checksum"] == base.checksum
     files = contents(out)

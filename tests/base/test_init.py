@@ -42,12 +42,13 @@ def test_every_context_serves_the_bases_bank_zero_shot(start: Start, exported: A
     settings, report = start()
     base, manifest = open_base(exported[0]).base, champion(settings).manifest
     assert report["promoted"] and report["version"] == champion(settings).version
-    weights = prior_weights(np.array(base.bank.scales), 0.4)
-    for entry in manifest.contexts.values():
+    for name, entry in manifest.contexts.items():
+        kind, newcomer = ("sampled", 0.4) if name == "reading" else ("met", 0.2)
+        weights = prior_weights(np.array(base.bank.scales), newcomer)
         assert entry.serves == "stack" and entry.stack is not None
         assert (entry.stack.rung, entry.stack.positives, entry.stack.rows) == ("zero_shot", 0, 0)
         assert entry.stack.weights == tuple(weights)
-        assert 1 / (1 + np.exp(-entry.stack.intercept)) == pytest.approx(base.rate)
+        assert 1 / (1 + np.exp(-entry.stack.intercept)) == pytest.approx(base.rates[kind])
     assert manifest.until == base.until == UNTIL
     assert manifest.bank == base.bank_name and manifest.banks == {base.bank_name: base.bank}
 
