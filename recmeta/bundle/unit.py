@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from recmeta.artifacts import digest_of, replacing, sha256_of_file, write_text
@@ -98,19 +98,43 @@ def carry_over(
     entry = manifest.contexts.get(context)
     if entry is None:
         raise NotFoundError(f"bundle {parent.version} has no context {context!r}")
-    banks = {} if entry.stack is None else {entry.stack.bank: manifest.banks[entry.stack.bank]}
-    needed = {*([] if entry.unit is None else [entry.unit]), *(bank.unit for bank in banks.values())}
-    wanted = {path for path in (entry.adapter, entry.trees) if path is not None}
-    wanted |= {path for path in manifest.files for unit in needed if path.startswith(f"units/{unit}/")}
-    for bank in banks.values():
-        wanted |= bank.wanted_files()
-    for path in sorted(wanted):
+    units: dict[str, Unit] = {}
+    banks: dict[str, Bank] = {}
+    if entry.stack is not None:
+        units, banks = carry_bank(parent, entry.stack.bank, folder)
+    if entry.unit is not None:
+        units[entry.unit] = manifest.units[entry.unit]
+    _copy(parent, {path for path in (entry.adapter, entry.trees) if path is not None}, folder)
+    _copy(parent, _unit_files(parent, units), folder)
+    return entry.model_copy(update={"kept_from": entry.kept_from or parent.version}), units, banks
+
+
+def carry_bank(parent: Bundle, name: str, folder: Path) -> tuple[dict[str, Unit], dict[str, Bank]]:
+    """Copy a bank of ``parent`` and its network into the bundle that is being made in ``folder``.
+
+    Returns:
+        The unit and the bank, by name.
+
+    Raises:
+        InputError: another file lies where one of the copied files belongs.
+    """
+    bank = parent.manifest.banks[name]
+    units = {bank.unit: parent.manifest.units[bank.unit]}
+    _copy(parent, bank.wanted_files() | _unit_files(parent, units), folder)
+    return units, {name: bank}
+
+
+def _unit_files(parent: Bundle, units: Collection[str]) -> frozenset[str]:
+    starts = tuple(f"units/{unit}/" for unit in units)
+    return frozenset(path for path in parent.manifest.files if path.startswith(starts))
+
+
+def _copy(parent: Bundle, paths: Collection[str], folder: Path) -> None:
+    for path in sorted(paths):
         target = folder / path
         if target.exists():
-            if sha256_of_file(target) != manifest.files[path].sha256:
+            if sha256_of_file(target) != parent.manifest.files[path].sha256:
                 raise InputError(f"{target}: expected the file of bundle {parent.version}, found another one")
             continue
         with replacing(target) as temporary:
             shutil.copyfile(parent.file(path), temporary)
-    units = {unit: manifest.units[unit] for unit in sorted(needed)}
-    return entry.model_copy(update={"kept_from": entry.kept_from or parent.version}), units, banks

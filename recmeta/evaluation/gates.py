@@ -24,9 +24,9 @@ from recmeta.evaluation.metrics import as_labels, as_numbers, as_weights, log_lo
 from recmeta.evaluation.resampling import HIGHER_IS_BETTER, Difference, Metric, Resampled, resample
 from recmeta.settings import GateSettings
 
-Serves = Literal["shared", "adapter", "trees", "blend", "popularity", "incumbent", "nothing"]
+Serves = Literal["shared", "adapter", "trees", "blend", "stack", "popularity", "incumbent", "nothing"]
 
-LEARNED: tuple[Serves, ...] = ("shared", "adapter", "trees", "blend")
+LEARNED: tuple[Serves, ...] = ("shared", "adapter", "trees", "blend", "stack")
 """What validation chooses from; a tie goes to the earlier."""
 BASELINES = ("popularity", "bias_only", "trees")
 """What a candidate must not fall below."""
@@ -163,9 +163,9 @@ def decide(context: str, validation: Scored, test: Scored, settings: GateSetting
     """Say what ``context`` serves.
 
     ``shared`` and ``popularity`` are expected among the candidates; ``adapter``, ``trees``, ``blend``,
-    ``bias_only`` and ``incumbent`` may be left out. Without enough test rows the incumbent stays, and
-    without an incumbent the shared model serves by default (on real logs it is worth some hundred
-    interactions to a new surface), which is no promotion.
+    ``stack``, ``bias_only`` and ``incumbent`` may be left out. Without enough test rows the incumbent
+    stays, and without an incumbent the shared model serves by default (on real logs it is worth some
+    hundred interactions to a new surface), which is no promotion.
 
     Raises:
         InputError: an unknown or a missing candidate, candidates that differ between the parts, or
@@ -213,6 +213,7 @@ def decide_bundle(
     settings: GateSettings,
     *,
     parent_contexts: frozenset[str] | None,
+    outdated: str | None = None,
 ) -> BundleDecision:
     """Say whether the bundle that these decisions make is promoted.
 
@@ -221,15 +222,18 @@ def decide_bundle(
         parities: largest logit difference of each exported graph from its model, by the graph's name.
         settings: of the gates.
         parent_contexts: the contexts that serve now; None where nothing does.
+        outdated: why what serves now has to make room even for the same in a new bundle.
     """
     checks = [parity(name, difference, settings) for name, difference in sorted(parities.items())]
-    checks.append(_something_new(decisions, parent_contexts))
+    checks.append(_something_new(decisions, parent_contexts, outdated))
     refused = next((check for check in checks if not check.passed), None)
     reason = refused.reason if refused is not None else checks[-1].reason
     return BundleDecision(refused is None, reason, tuple(checks))
 
 
-def _something_new(decisions: Mapping[str, Decision], parent_contexts: frozenset[str] | None) -> GateResult:
+def _something_new(
+    decisions: Mapping[str, Decision], parent_contexts: frozenset[str] | None, outdated: str | None
+) -> GateResult:
     new = sorted(name for name, decision in decisions.items() if decision.promoted)
     if new:
         return GateResult("something_new", True, f"something better serves {', '.join(new)}")
@@ -238,6 +242,8 @@ def _something_new(decisions: Mapping[str, Decision], parent_contexts: frozenset
     if set(decisions) != parent_contexts:
         changed = sorted(set(decisions) ^ parent_contexts)
         return GateResult("something_new", True, f"contexts came or went: {', '.join(changed)}")
+    if outdated is not None:
+        return GateResult("something_new", True, outdated)
     return GateResult("something_new", False, "nothing changed: every context keeps what serves now")
 
 

@@ -31,8 +31,10 @@ from recmeta.serving.scorer import Scorer
 from recmeta.stages.candidates import Candidate, blended, calibrated, scored
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, Progress, labelled_rows, labelled_tensors
+from recmeta.stages.refitted import refit
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 Scores = TypeVar("Scores")
 
 
@@ -52,7 +54,11 @@ def evaluate(night: Night, progress: Progress | None) -> dict[str, Any]:
         of_context = {part: rows.of_context(index) for part, rows in parts.items()}
         candidates = _candidates(night, name, model, of_context)
         if incumbent is not None and name in incumbent[0].manifest.contexts:
-            candidates["incumbent"] = _incumbent_candidate(night, incumbent[1], name, frames, of_context)
+            serving = _Serving(night, *incumbent, name, frames, of_context)
+            candidates["incumbent"] = serving.incumbent()
+            stack = serving.stack()
+            if stack is not None:
+                candidates["stack"] = stack
         decision = decide(
             name,
             scored(of_context[VALIDATION], {key: found.validation for key, found in candidates.items()}),
@@ -155,30 +161,82 @@ def _incumbent(night: Night) -> tuple[Bundle, Scorer] | None:
     return bundle, Scorer(bundle)
 
 
-def _incumbent_candidate(
-    night: Night, scorer: Scorer, name: str, frames: Frames, parts: dict[int, Part]
-) -> Candidate:
-    """What serves now, on tonight's rows: it is not calibrated anew, it serves as it is."""
-    in_context = (frames.table["context"] == name).to_numpy()
+@dataclass(frozen=True)
+class _Serving:
+    """One context as the parent serves it, on tonight's rows."""
 
-    def logits(part: int, rows: Rows, starts: npt.NDArray[np.int64] | None = None) -> Floats:
-        table = frames.table[np.flatnonzero((frames.part == part) & in_context)]
-        histories = table["history"] if starts is None else table["history"][starts]
-        return scorer.logits(
-            name,
-            users=table["user_id"].to_list(),
-            items=table["item_id"].to_list(),
-            categories=table["categories"].to_list(),
-            histories=histories.to_list(),
-            dense=rows.dense.numpy(),
+    night: Night
+    parent: Bundle
+    scorer: Scorer
+    name: str
+    frames: Frames
+    parts: dict[int, Part]
+
+    def incumbent(self) -> Candidate:
+        """What serves now: it is not calibrated anew, it serves as it is."""
+
+        def logits(part: int, rows: Rows, starts: Integers | None = None) -> Floats:
+            return self.scorer.logits(self.name, **self._asked(part, rows, starts))
+
+        return self._candidate(logits)
+
+    def stack(self) -> Candidate | None:
+        """The stack that serves now, climbed anew with tonight's training rows; None where there is none."""
+        learnt = self.parts[TRAIN].rows
+        count = min(len(learnt), self.night.settings.transfer.rows)
+        spread = np.arange(count) * len(learnt) // max(count, 1)
+        learnt = learnt.take(torch.from_numpy(spread))
+        entry = self.parent.manifest.contexts[self.name].stack
+        refitted = refit(
+            self.parent,
+            self.night.contexts[self.name],
+            self.night.settings,
+            lambda: self._experts(TRAIN, learnt, taken=spread),
+            learnt.dense.numpy(),
+            learnt.label.double().numpy(),
+            learnt.weight.double().numpy(),
         )
+        if refitted is None or entry is None:
+            return None
+        refitted.write(self.night.folder, self.name)
+        bank = self.parent.manifest.banks[refitted.bank]
 
-    looked_at = _looked_at(night, parts)
-    test = logits(TEST, looked_at.test)
-    lists = test
-    if looked_at.lists is not looked_at.test:
-        lists = logits(TEST, looked_at.lists, parts[TEST].list_starts())
-    return Candidate(Calibration(), logits(VALIDATION, looked_at.validation), test, lists)
+        def logits(part: int, rows: Rows, starts: Integers | None = None) -> Floats:
+            scaled = (self._experts(part, rows, starts) - np.array(bank.means)) / np.array(bank.scales)
+            return refitted.climbed.logits(scaled, rows.dense.numpy())
+
+        return self._candidate(logits)
+
+    def _candidate(self, logits: Callable[..., Floats]) -> Candidate:
+        looked_at = _looked_at(self.night, self.parts)
+        test = logits(TEST, looked_at.test)
+        lists = test
+        if looked_at.lists is not looked_at.test:
+            lists = logits(TEST, looked_at.lists, self.parts[TEST].list_starts())
+        return Candidate(Calibration(), logits(VALIDATION, looked_at.validation), test, lists)
+
+    def _experts(
+        self, part: int, rows: Rows, starts: Integers | None = None, *, taken: Integers | None = None
+    ) -> Floats:
+        stack = self.parent.manifest.contexts[self.name].stack
+        assert stack is not None  # noqa: S101  (who asks for experts serves a stack)
+        return self.scorer.experts(stack.bank, self.name, **self._asked(part, rows, starts, taken))
+
+    def _asked(
+        self, part: int, rows: Rows, starts: Integers | None = None, taken: Integers | None = None
+    ) -> dict[str, Any]:
+        """The rows of a part (all, or those ``taken``) in the words of the log, as the scorer reads them."""
+        in_context = (self.frames.table["context"] == self.name).to_numpy()
+        table = self.frames.table[np.flatnonzero((self.frames.part == part) & in_context)]
+        table = table if taken is None else table[taken]
+        histories = table["history"] if starts is None else table["history"][starts]
+        return {
+            "users": table["user_id"].to_list(),
+            "items": table["item_id"].to_list(),
+            "categories": table["categories"].to_list(),
+            "histories": histories.to_list(),
+            "dense": rows.dense.numpy(),
+        }
 
 
 def _as_json(decision: Decision, candidates: dict[str, Candidate]) -> dict[str, Any]:

@@ -23,16 +23,17 @@ from recmeta.bundle.manifest import Bank as BankEntry
 from recmeta.bundle.manifest import ContextEntry, Features, Manifest, Unit
 from recmeta.bundle.parity import network_difference, trees_difference
 from recmeta.bundle.store import Bundle, BundleStore
-from recmeta.bundle.unit import carry_over, write_unit
+from recmeta.bundle.unit import carry_bank, carry_over, write_unit
 from recmeta.dataset import TEST, Vocabularies
 from recmeta.episodes.rows import Rows
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.gates import BundleDecision, Decision, GateResult, decide_bundle
 from recmeta.model_folder import load_model
 from recmeta.models.shared import SharedModel
-from recmeta.serving.catalogue import CATALOGUE
+from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, Progress, catalogue, labelled_tensors
+from recmeta.stages.refitted import read_refitted
 from recmeta.stages.transfer import BANK, EVIDENCE, read_bank, read_evidence
 
 PARITY_ROWS = 2_000
@@ -97,7 +98,21 @@ def _judge(
         for name, found in decided.items()
     }
     serving = None if parent is None else frozenset(parent.manifest.contexts)
-    return decide_bundle(decisions, parities, night.settings.gate, parent_contexts=serving)
+    return decide_bundle(
+        decisions,
+        parities,
+        night.settings.gate,
+        parent_contexts=serving,
+        outdated=None if parent is None else _outdated(parent, night),
+    )
+
+
+def _outdated(parent: Bundle, night: Night) -> str | None:
+    """Why the parent can recommend nothing though the log holds items: it came before any of them."""
+    known = CATALOGUE not in parent.manifest.files or len(Catalogue(parent.file(CATALOGUE))) > 0
+    if known or catalogue(night).is_empty():
+        return None
+    return "what serves now serves on, with the items that have come since"
 
 
 @dataclass
@@ -154,7 +169,10 @@ class _Making:
                 self._compare(name, model, kept_graph, probe)
             if found["serves"] in ("trees", "blend"):
                 trees = f"trees/{name}.onnx"
-                self._export_trees(name, self.folder / trees, probe)
+                self._export_trees(name, self._challenger(name), self.folder / trees, probe)
+            if found["serves"] == "stack":
+                self.contexts[name] = self._stack(name, found, probe)
+                continue
             self.contexts[name] = self._entry(found, networked, adapter, trees)
         self._write_bank()
         with artifacts.replacing(self.folder / CATALOGUE) as temporary:
@@ -203,9 +221,30 @@ class _Making:
                     trees, self.folder / file, probe.dense.numpy()
                 )
 
-    def _export_trees(self, name: str, path: Path, probe: Rows) -> None:
+    def _stack(self, name: str, found: dict[str, Any], probe: Rows) -> ContextEntry:
+        """A stack that was climbed anew, over the parent's bank."""
+        assert self.parent is not None  # noqa: S101  (its experts are the parent's)
+        refitted = read_refitted(self.night.folder, name)
+        units, banks = carry_bank(self.parent, refitted.bank, self.folder)
+        self.units |= units
+        self.banks |= banks
+        trees = None
+        if refitted.climbed.residual is not None:
+            trees = f"trees/{name}.onnx"
+            self._export_trees(name, refitted.climbed.residual, self.folder / trees, probe)
+        return ContextEntry(
+            serves="stack",
+            reason=found["reason"],
+            trees=trees,
+            stack=refitted.entry(),
+            metrics=found["metrics"].get("stack", {}),
+        )
+
+    def _challenger(self, name: str) -> Trees:
         booster = lightgbm.Booster(model_file=str(self.night.folder / "trees" / f"{name}.txt"))
-        trees = Trees(booster, booster.current_iteration())
+        return Trees(booster, booster.current_iteration())
+
+    def _export_trees(self, name: str, trees: Trees, path: Path, probe: Rows) -> None:
         export_trees(trees, path)
         if len(probe):
             self.parities[f"{name} trees"] = trees_difference(trees, path, probe.dense.numpy())

@@ -235,6 +235,21 @@ def test_a_bundle_in_which_nothing_changed_is_refused() -> None:
     assert decide_bundle(new, {}, SETTINGS, parent_contexts=frozenset({"feed"})).promote
 
 
+def test_what_is_outdated_makes_room_even_for_the_same_but_not_for_damage() -> None:
+    kept = {"feed": decided({**ALL, "incumbent": 7})}
+    serving = frozenset({"feed"})
+    found = decide_bundle(kept, {}, SETTINGS, parent_contexts=serving, outdated="it knows no items")
+    assert found.promote and found.reason == "it knows no items"
+    assert not decide_bundle(kept, {"a": 1.0}, SETTINGS, parent_contexts=serving, outdated="old").promote
+
+
+def test_a_stack_that_was_climbed_anew_is_chosen_and_judged_like_others() -> None:
+    better = decided({**ALL, "incumbent": 5, "stack": 9})
+    assert (better.serves, better.promoted) == ("stack", True)
+    assert {"stack.beats_shared", "stack.beats_incumbent"} <= {check.name for check in better.checks}
+    assert decided({**ALL, "incumbent": 9, "stack": 9}).serves == "incumbent"
+
+
 def test_a_first_bundle_without_any_evidence_is_refused() -> None:
     found = decide_bundle({"feed": decided(ALL, rows=10)}, {}, SETTINGS, parent_contexts=None)
     assert not found.promote
