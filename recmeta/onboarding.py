@@ -65,7 +65,7 @@ _PAIR = ("user_id", "item_id")
 def onboard(
     workspace: Path | str,
     name: str,
-    interactions: Path,
+    interactions: Path | str,
     *,
     exposure: str | None = None,
     within: timedelta | str | None = None,
@@ -104,17 +104,17 @@ def onboard(
         IntegrityError: a file of the champion is damaged, or was made with other settings.
     """
     settings = _settings(workspace, overrides)
-    window = _window(within)
+    path, window = Path(interactions), _window(within)
     with workspace_lock(settings):
         artifacts.remove_leftovers(settings.workspace)
         steps = _Steps(progress)
         with steps("open"):
             champion = _champion(settings)
-        asked = _asked(name, interactions, exposure, window)
+        asked = _asked(name, path, exposure, window)
         plan = _current(settings, champion, name, asked, _folder(settings, champion, asked))
         if plan is None:
             with steps("read"):
-                surface = _read(settings, name, interactions, asked, exposure, window, now)
+                surface = _read(settings, name, path, asked, exposure, window, now)
             plan = _prepare(settings, champion, asked, surface, steps)
         if promote and not plan.finished:
             _promote(settings, champion, plan, steps)
