@@ -246,7 +246,7 @@ def _alone(learnt: Learnt, name: str, folder: Path) -> Floats:
         steps = learnt.settings.transfer.steps // len(learnt.space.contexts.names)
         settings = learnt.settings.training.model_copy(
             update={
-                "max_steps": max(LEAST_STEPS, steps),
+                "max_steps": max(min(LEAST_STEPS, learnt.settings.transfer.steps), steps),
                 "newcomer_share": 0.0,
                 "meta_learner": "joint",
                 "outer": "per_task",

@@ -23,6 +23,9 @@ adapt_chunk = 2
 [trees]
 rounds = 20
 
+[transfer]
+enabled = false
+
 [gate]
 resamples = 100
 """

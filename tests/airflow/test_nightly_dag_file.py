@@ -96,9 +96,12 @@ READS = {
     "materialize": {"features"},
     "challengers": {"rows", "train"},
     "adapt": {"train", "adaptation_chunks"},
+    "transfer": {"train", "challengers"},
+    "drift": {"rows", "train"},
     "evaluate": {"challengers", "adapt"},
-    "publish": {"evaluate", "materialize"},
+    "publish": {"evaluate", "materialize", "transfer"},
     "announce": {"publish"},
+    "report": {"publish", "drift"},
 }
 
 
