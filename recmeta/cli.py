@@ -231,9 +231,7 @@ def onboard(
             terminal.answers().print(part)
 
 
-bases = typer.Typer(
-    help="What one site knows of people in general, for others to start from.", no_args_is_help=True
-)
+bases = typer.Typer(help="What one site can give to others.", no_args_is_help=True)
 app.add_typer(bases, name="base")
 
 
@@ -365,7 +363,7 @@ def curve(
 
 @app.command()
 def audit(workspace: Workspace, as_json: AsJson = False) -> None:
-    """Show which contexts help each other, and which are in each other's way."""
+    """Show which contexts help or hurt each other."""
     from recmeta import reports
 
     found = _evidence(workspace)
@@ -374,7 +372,10 @@ def audit(workspace: Workspace, as_json: AsJson = False) -> None:
 
 @app.command()
 def verdict(workspace: Workspace, as_json: AsJson = False) -> None:
-    """Say which way of learning is best for each context, meta-learning and LightGBM among them."""
+    """Compare ways of learning for each context.
+
+    Joint, fine-tuned, meta-learned, alone, LightGBM, the stack: all at one budget, on later data.
+    """
     from recmeta import reports
 
     found = _evidence(workspace)
@@ -392,7 +393,10 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a night's report: one HTML page that works offline, and a PNG of each figure."""
+    """Write a night's report.
+
+    One HTML page that works offline, and a PNG of each figure.
+    """
     _existing(workspace)
     from recmeta import terminal
     from recmeta.report.page import write_report

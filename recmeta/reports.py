@@ -262,8 +262,8 @@ def curve_tables(evidence: Mapping[str, Any], context: str | None) -> list[Rende
         steps = ", ".join(
             f"{step['rung'].replace('_', '-')} from {step['from_positives']}" for step in policy
         )
-        told = {"met": "met, and not engaged with", "sampled": "drawn"}[kind]
-        shown.append(Text(f"A new surface whose negatives are {told}, by positives: {steps}.", style="bold"))
+        told = {"met": "were met", "sampled": "are drawn"}[kind]
+        shown.append(Text(f"New surfaces whose negatives {told}: {steps} positives.", style="bold"))
     return shown or [Text("No context could be held out: too few contexts, or too few later positives.")]
 
 

@@ -24,7 +24,7 @@ def opened(workspace: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def night(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after a first night that held its contexts out; it was killed once in the middle of that."""
+    """A workspace after a first night that held its contexts out, and was killed once in the middle of it."""
     workspace = tmp_path_factory.mktemp("transfer") / "workspace"
     shutil.copytree(log, workspace)
     (workspace / "recmeta.toml").write_text(WITH_TRANSFER)

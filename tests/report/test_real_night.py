@@ -25,7 +25,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
 
     workspace = tmp_path_factory.mktemp("night") / "workspace"
     workspace.mkdir()
-    (workspace / "recmeta.toml").write_text(f"{SETTINGS}\n[transfer]\nenabled = false\n")
+    (workspace / "recmeta.toml").write_text(SETTINGS)
     ingest(workspace, "simulator", **SMALL_LOG)
     nightly(workspace, FIRST)
     (folder,) = (workspace / "runs").iterdir()
