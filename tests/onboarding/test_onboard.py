@@ -43,6 +43,14 @@ def scores(settings: Settings, version: str, context: str) -> Any:
     )
 
 
+@pytest.fixture
+def policy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The surface's own rows have no say in which rung serves."""
+    from recmeta import onboarding
+
+    monkeypatch.setattr(onboarding, "settle", lambda step, *_, **__: step)
+
+
 def test_a_surface_serves_at_once_a_stack_of_the_banks_experts(onboard: Onboard, workspace: Settings) -> None:
     report = onboard(12)
     assert report["promoted"]
@@ -55,6 +63,7 @@ def test_a_surface_serves_at_once_a_stack_of_the_banks_experts(onboard: Onboard,
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
+@pytest.mark.usefixtures("policy_alone")
 @pytest.mark.parametrize("count", [12, 60])
 def test_nothing_of_another_context_changes(onboard: Onboard, workspace: Settings, count: int) -> None:
     report = onboard(count)
@@ -69,6 +78,7 @@ def test_nothing_of_another_context_changes(onboard: Onboard, workspace: Setting
     assert all(after.manifest.files[path] == known for path, known in before.manifest.files.items())
 
 
+@pytest.mark.usefixtures("policy_alone")
 @pytest.mark.parametrize(
     ("count", "rung"), [(1, "zero_shot"), (4, "zero_shot"), (12, "stack"), (60, "boosted")]
 )
@@ -243,6 +253,7 @@ def test_negatives_of_the_file_are_learnt_from(onboard: Onboard, workspace: Sett
     assert report["declaration"]["negatives"] == {"explicit": {"events": ["NO_SHARING"]}}
 
 
+@pytest.mark.usefixtures("policy_alone")
 def test_without_any_evidence_the_usual_policy_serves(onboard: Onboard, workspace: Settings) -> None:
     with_evidence(workspace, policy=None, mean=None, contexts=None, rate=None)
     report = onboard(12)
@@ -250,6 +261,15 @@ def test_without_any_evidence_the_usual_policy_serves(onboard: Onboard, workspac
     assert report["rate"] == 0.1
 
 
+def test_its_own_rows_may_overrule_the_evidence(onboard: Onboard, workspace: Settings) -> None:
+    with_evidence(workspace, policy=[{**POLICY[0], "precision": 300.0}])
+    report = onboard(60)
+    assert report["rung"] != "zero_shot"
+    (gate,) = (gate for gate in report["gates"] if gate["name"] == "settled")
+    assert "better than zero_shot" in gate["reason"]
+
+
+@pytest.mark.usefixtures("policy_alone")
 def test_a_rung_that_its_own_rows_speak_against_makes_room_for_the_next(
     onboard: Onboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +284,6 @@ def test_a_rung_that_its_own_rows_speak_against_makes_room_for_the_next(
         return found
 
     monkeypatch.setattr(onboarding, "climb", spoilt)
-    monkeypatch.setattr(onboarding, "settle", lambda step, *_, **__: step)
     report = onboard(60)
     assert report["rung"] == "stack"
     gate = next(gate for gate in report["gates"] if gate["name"] == "not_below_zero_shot")
