@@ -38,7 +38,8 @@ SAME_FAMILY = 0.5
 """From here on two contexts should be declared one label family: each all but tells the other's label."""
 
 SUSPECT = -0.002
-"""The validation effect below which a source is left out on trial: less is not worth a fit."""
+"""The validation effect below which a source is left out on trial: less is not worth a fit. A verdict wants
+the whole interval beyond half of it: another seed of a network moves an expert's AUC by as much."""
 
 Z80 = 0.841621
 """One-sided 80 %: a suspicion, which test rows then judge at 95 %, may be weaker than a verdict."""
@@ -57,7 +58,7 @@ class Related(TypedDict):
 
 
 class Cell(TypedDict):
-    """An effect on AUC with its 95 % interval; above 0 the source helps."""
+    """An effect on AUC with its 95 % interval; above 0 the source helps, if it is more than a trifle."""
 
     value: float
     low: float
@@ -176,7 +177,7 @@ def _cell(effect: Area, between: float, members: Sequence[str]) -> Cell:
         "value": effect.value,
         "low": low,
         "high": high,
-        "verdict": "helps" if low > 0 else "hurts" if high < 0 else "neutral",
+        "verdict": "helps" if low > -SUSPECT / 2 else "hurts" if high < SUSPECT / 2 else "neutral",
     }
     return {**cell, "together": list(members)} if len(members) > 1 else cell
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from recmeta.adaptation import adapt
-from recmeta.dataset import TEST, TRAIN, VALIDATION, newcomers
+from recmeta.dataset import TEST, TRAIN, VALIDATION
 from recmeta.episodes.rows import Rows, concat
 from recmeta.evaluation.baselines import Trees, fit_trees
 from recmeta.evaluation.cluster_errors import Area, area, difference, interval
@@ -75,15 +75,13 @@ def verdict(
 ) -> dict[str, Verdict]:
     """Compare seven ways of learning on the test rows of each context that has both labels there.
 
-    - ``joint``: the full bank's network, as the context; where the night's own meta-learner is another one,
-      a network that is trained jointly with the same settings. Like the bank's it spends a share of its
-      tasks on contexts that pretend to be new (``transfer.newcomer_share``).
+    - ``joint``: one network of all contexts, trained jointly; unlike the bank's, none of its tasks pretends
+      to be new, which costs known contexts .01 of AUC at 400 steps (Deskdrop).
     - ``joint_fine_tune``: the same with a proximal adapter (`recmeta.adaptation`); validation rows stop it.
     - ``meta_learned``: the same again with MAML over the adapter instead of joint training; all else alike,
-      newcomers and the fit of adapters too, so that the two differ by the meta-learner alone.
+      the fit of adapters too, so that the two differ by the meta-learner alone.
     - ``network_alone``: a network for each context, of its rows alone, with max(`LEAST_STEPS`, steps /
-      contexts) steps each: in all about the budget of the shared ones, or more with many contexts. None of
-      its tasks pretends to be new.
+      contexts) steps each: in all about the budget of the shared ones, or more with many contexts.
     - ``lightgbm_alone``: boosted trees on the dense features of the context's rows.
     - ``lightgbm_pooled``: one LightGBM of all contexts' rows, with a 0/1 column for each context.
     - ``stack``: the full bank's experts, the context's own among them, with weights from validation rows
@@ -107,7 +105,7 @@ def verdict(
     judged = [name for name in learnt.space.contexts.names if _judgeable(learnt, name)]
     if not judged:
         return {}
-    joint, meta = _joint(learnt, full, folder), _meta_learned(learnt, full, folder)
+    joint, meta = _joint(learnt, folder), _meta_learned(learnt, folder)
     scores: dict[str, Scores] = {
         "joint": {name: predict_logits(joint, _rows(learnt, name, TEST)) for name in judged},
         "joint_fine_tune": _fine_tuned(learnt, joint, judged),
@@ -194,25 +192,20 @@ def _against(meta: Area, other: Area, rival: str, between: float) -> str:
 # Networks ---------------------------------------------------------------------------------------------
 
 
-def _joint(learnt: Learnt, full: Bank, folder: Path) -> SharedModel:
-    if learnt.settings.training.meta_learner == "joint":
-        return full.network
-    return _shared(learnt, full, {"meta_learner": "joint"}, folder / "joint")
+def _joint(learnt: Learnt, folder: Path) -> SharedModel:
+    return _shared(learnt, {"meta_learner": "joint"}, folder / "joint")
 
 
-def _meta_learned(learnt: Learnt, full: Bank, folder: Path) -> SharedModel:
-    changes = {"meta_learner": "maml", "fast": "adapter"}
-    if all(getattr(learnt.settings.training, name) == value for name, value in changes.items()):
-        return full.network
-    return _shared(learnt, full, changes, folder / "meta_learned")
+def _meta_learned(learnt: Learnt, folder: Path) -> SharedModel:
+    return _shared(learnt, {"meta_learner": "maml", "fast": "adapter"}, folder / "meta_learned")
 
 
-def _shared(learnt: Learnt, full: Bank, changes: Mapping[str, object], folder: Path) -> SharedModel:
-    """Train a network as the full bank's was, on the same rows and newcomers, but for ``changes``."""
+def _shared(learnt: Learnt, changes: Mapping[str, object], folder: Path) -> SharedModel:
+    """Train a network of all contexts, but for ``changes`` as the night's settings say."""
     if not (folder / "model.json").exists():
         transfer = learnt.settings.transfer
         settings = learnt.settings.training.model_copy(
-            update={"max_steps": transfer.steps, "newcomer_share": transfer.newcomer_share, **changes}
+            update={"max_steps": transfer.steps, "newcomer_share": 0.0, **changes}
         )
         train(
             learnt.parts[TRAIN].rows,
@@ -221,7 +214,6 @@ def _shared(learnt: Learnt, full: Bank, changes: Mapping[str, object], folder: P
             settings,
             folder,
             content=learnt.content,
-            newcomers=newcomers(learnt.frames, learnt.space, learnt.logs),
         )
     return load_model(folder)
 

@@ -115,18 +115,6 @@ def test_a_stack_leaves_an_own_expert_that_is_wrong(judged: Judged) -> None:
     assert again["known"]["methods"]["stack"]["auc"] > 0.6
 
 
-def test_a_night_that_meta_learns_trains_a_joint_network_to_compare(judged: Judged) -> None:
-    settings = judged.learnt.settings
-    training = settings.training.model_copy(update={"meta_learner": "maml"})
-    meta = replace(judged.learnt, settings=settings.model_copy(update={"training": training}))
-    assert not (judged.folder / "joint").exists()
-    found = verdict(meta, judged.full, judged.full.trees, judged.folder)
-    assert (judged.folder / "joint" / "model.json").exists()
-    # The bank's network counts as the meta-learned one now: here it is a joint one, fine-tuned.
-    expected = judged.found["known"]["methods"]["joint_fine_tune"]
-    assert found["known"]["methods"]["meta_learned"] == expected
-
-
 # The sentence -----------------------------------------------------------------------------------------
 
 
