@@ -113,6 +113,7 @@ def onboard(
         asked = _asked(name, path, exposure, window)
         plan = _current(settings, champion, name, asked, _folder(settings, champion, asked))
         if plan is None:
+            _bank_of(champion)  # before the file is read, which can take longer
             with steps("read"):
                 surface = _read(settings, name, path, asked, exposure, window, now)
             plan = _prepare(settings, champion, asked, surface, steps)
@@ -193,13 +194,22 @@ def _window(within: timedelta | str | None) -> timedelta | None:
 
 def _champion(settings: Settings) -> Bundle:
     champion = BundleStore(settings.bundles_folder).champion()
-    if champion is None or champion.manifest.bank is None:
-        serving = "none" if champion is None else f"{champion.version}, which has none"
+    if champion is None:
         raise NotFoundError(
-            f"{settings.workspace}: expected a champion with a bank of experts to build on, found {serving}; "
-            "run `recmeta nightly` first (with transfer.enabled)"
+            f"{settings.workspace}: expected a champion to build on, found none; run `recmeta nightly` first"
         )
     return champion
+
+
+def _bank_of(champion: Bundle) -> tuple[str, Bank]:
+    """The bank that was fitted for the champion, and its name."""
+    name = champion.manifest.bank
+    if name is None:
+        raise NotFoundError(
+            f"expected a champion with a bank of experts to build on, found {champion.version}, which has "
+            "none; run `recmeta nightly` first, with transfer.enabled"
+        )
+    return name, champion.manifest.banks[name]
 
 
 # Plans --------------------------------------------------------------------------------------------
@@ -386,7 +396,7 @@ def _prepare(
     """Learn the surface, publish a bundle in which it serves, and write the plan down."""
     surface = replace(surface, declaration=_as_served(surface.declaration, champion))
     name, manifest = surface.declaration.name, champion.manifest
-    assert manifest.bank is not None  # noqa: S101  (_champion holds it)
+    bank_name, bank = _bank_of(champion)
     prospects = Prospects.read(champion.evidence)
     declarations = with_surface(manifest.declarations, surface.declaration)
     with steps("rows"):
@@ -394,16 +404,10 @@ def _prepare(
         rows = found.filter(pl.col("mature_timestamp") <= _known_until(settings, surface.interactions))
         related = _related(settings, manifest.declarations, name, rows)
     with steps("experts"):
-        shots = _labelled(champion, manifest.bank, name, rows)
+        shots = _labelled(champion, bank_name, name, rows)
     with steps("fit"):
-        fitted = _fit(
-            settings,
-            manifest.banks[manifest.bank],
-            prospects,
-            shots,
-            rows["user_id"].to_list(),
-            kind_of(surface.declaration),
-        )
+        kind = kind_of(surface.declaration)
+        fitted = _fit(settings, bank, prospects, shots, rows["user_id"].to_list(), kind)
     climbed = fitted.climbed
     reason = _reason(fitted, prospects)
     entry = ContextEntry(
@@ -411,7 +415,7 @@ def _prepare(
         reason=reason,
         trees=f"trees/{name}.onnx" if climbed.rung == "boosted" else None,
         stack=Stack(
-            bank=manifest.bank,
+            bank=bank_name,
             weights=tuple(climbed.stack.weights.tolist()),
             intercept=climbed.stack.intercept,
             rung=climbed.rung,

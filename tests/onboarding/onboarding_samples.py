@@ -131,7 +131,7 @@ def _manifest(settings: Settings, contexts: Contexts, files: Path, transfer: dic
         ),
         declarations=contexts,
         units={unit_name: unit},
-        trained=unit_name,
+        trained=None,  # there are no weights from which a night could start
         banks={bank_name: bank},
         bank=bank_name,
         transfer="transfer.json",
