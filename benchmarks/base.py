@@ -238,8 +238,9 @@ def table(
         "",
         "AUC on the last fifth of time with K positives of a context (and eight negatives for each), mean "
         f"over {seeds} seed{'s' * (seeds > 1)} of fitting and {draws} draws each, [95 % interval over users "
-        "and draws, averaged over seeds]. `base of ...` shares no user, item or context with the target. `lightgbm` and "
-        "`logistic` learn from the same rows alone; they read all of the target's columns, a base only those "
+        "and draws, averaged over seeds]. `base of ...` shares no user, item or context with the target. "
+        "`lightgbm` and `logistic` learn from the same rows alone; they read all of the target's columns, a "
+        "base only those "
         f"that every site has. The ladder climbs by {policies}. Seconds to fit a base: "
         + ", ".join(f"{name} {fmean(spent):.0f}" for name, spent in seconds.items())
         + ".",

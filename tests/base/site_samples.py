@@ -42,9 +42,9 @@ check_every = 20
 adapt_steps = 10
 
 [transfer]
-steps = 60
-draws = 2
-shots = [10, 30]
+steps = 30
+draws = 1
+shots = [10]
 fine_tune_draws = 1
 
 [trees]
