@@ -308,3 +308,7 @@ def test_a_bundle_that_does_not_serve_what_was_learnt_is_not_promoted(
     with pytest.raises(RecmetaError, match="does not serve what was learnt"):
         onboard(60)
     assert State.of(workspace.workspace) == before
+
+
+def test_sampled_negatives_that_both_drew_do_not_make_two_surfaces_alike(onboard: Onboard) -> None:
+    assert "reading" not in [one["context"] for one in onboard(60, exposure=None, within=None)["related"]]
