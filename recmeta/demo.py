@@ -23,7 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recmeta import reports, terminal
-from recmeta.artifacts import write_json
+from recmeta.artifacts import read_json, write_json
+from recmeta.bundle.store import BundleStore
 from recmeta.contexts import (
     Context,
     Contexts,
@@ -34,7 +35,9 @@ from recmeta.contexts import (
 )
 from recmeta.errors import InputError
 from recmeta.events.schema import INTERACTION_SCHEMA
+from recmeta.events.simulator import SimulatorSettings, simulate_surface
 from recmeta.events.store import scan_events
+from recmeta.onboarding import onboard
 from recmeta.pipeline import ingest, run_night
 from recmeta.serving.answers import Answer
 from recmeta.serving.recommender import Recommender
@@ -50,6 +53,14 @@ SHOWN = 10
 READ = 3
 PAUSE = timedelta(minutes=3)
 """Between two articles."""
+
+SAVING = "saving"
+FIRST_SAVES = 30
+LAUNCHED_BEFORE_END = timedelta(days=4)
+"""Saving exists since then, as far as the product's log knows."""
+
+SHORT_EVIDENCE = {"steps": 150, "draws": 2, "shots": (10, 30, 100)}
+"""A real night holds contexts out with more steps, draws and positives, and takes minutes for it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ def tell(workspace: Path, *, seed: int = 0) -> None:
         console.print("Nothing was promoted, so there is nothing to recommend with. That is the whole story.")
         return
     _tell_readers(console, settings)
+    _tell_new_surface(console, settings, seed)
     _tell_end(console, workspace, time.monotonic() - began)
 
 
@@ -188,7 +200,7 @@ def _tell_night(console: Console, settings: Settings) -> dict[str, Any]:
         "was trained on; only what measurably helps ships.",
     )
     with terminal.progress_bars() as progress:
-        night = run_night(settings.workspace, progress=progress)
+        night = run_night(settings.workspace, progress=progress, transfer=SHORT_EVIDENCE)
     _heading(console, "3. What was promoted, and why")
     for part in reports.night_tables(night):
         console.print(part)
@@ -330,17 +342,79 @@ def what_moved(visit: Visit) -> str:
     )
 
 
+# A new surface -------------------------------------------------------------------------------------
+
+
+def _tell_new_surface(console: Console, settings: Settings, seed: int) -> None:
+    _heading(console, "5. A surface that the night had never seen")
+    saves = simulate_surface(SimulatorSettings(seed=seed))
+    end = BundleStore(settings.bundles_folder).champion()
+    assert end is not None  # noqa: S101  (the story goes on only where something was promoted)
+    first = saves.filter(pl.col("event_timestamp") >= end.manifest.until - LAUNCHED_BEFORE_END)
+    first = first.head(FIRST_SAVES)
+    file = settings.workspace / "first-saves.csv"
+    first.write_csv(file, datetime_format="%+")
+    _say(
+        console,
+        f"People can save articles for later now. {len(first)} saves are known, of",
+        f"{first['user_id'].n_unique()} people. Who opened an article and saved it not within a day said no.",
+        f"The same as `recmeta onboard -c {SAVING} -i {file.name} --exposure {READING} --within 1d`:",
+    )
+    with terminal.progress_bars() as progress:
+        report = onboard(
+            settings.workspace, SAVING, file, exposure=READING, within=timedelta(days=1), progress=progress
+        )
+    for part in reports.onboard_tables(report):
+        console.print(part)
+    champion = BundleStore(settings.bundles_folder).champion()
+    assert champion is not None and champion.evidence is not None  # noqa: S101  (it was onboarded on it)
+    _say(
+        console,
+        "\nWhat that rests on: each known surface was held out in the night, as if it had not existed.",
+        "This is how good it would have been with so many interactions, on later days:",
+    )
+    console.print(mean_curve(read_json(champion.evidence)))
+    user = str(first["user_id"].item(0))
+    answer = Recommender(settings).recommend(SAVING, user, 3)
+    _say(
+        console, f"What {user} may want to save next:", ", ".join(item.item_id for item in answer.items) + "."
+    )
+
+
+def mean_curve(evidence: dict[str, Any]) -> Table:
+    """AUC by positives, the mean over the surfaces that were held out and had so many."""
+    mean = evidence.get("mean", {})
+    counts = list(mean.get("ours", {}))
+    rows = [
+        (
+            "all" if count == "all" else count,
+            *(
+                f"{mean[method][count]:.3f}" if count in mean.get(method, {}) else "-"
+                for method in ("ours", "lightgbm", "logistic")
+            ),
+        )
+        for count in counts
+    ]
+    return terminal.table(
+        "Surfaces held out in turn: mean AUC by positives they were given",
+        ("positives", "ours", "LightGBM", "logistic"),
+        rows,
+        numeric=("positives", "ours", "LightGBM", "logistic"),
+    )
+
+
 # The end -------------------------------------------------------------------------------------------
 
 
 def _tell_end(console: Console, workspace: Path, seconds: float) -> None:
-    _heading(console, "5. How to go on")
+    _heading(console, "6. How to go on")
     lines = (
         (f"recmeta recommend -w {workspace} --context {FEED} --user {NEWCOMER}", "the same feed again"),
         (
             f"recmeta recommend -w {workspace} --context commenting --user user-0001",
             "another surface, another user",
         ),
+        (f"recmeta curve -w {workspace}", "how good each surface would have been when it was new"),
         (f"recmeta bundles -w {workspace}", "what was published"),
         (f"recmeta serve -w {workspace}", "the same over HTTP"),
         (f"{workspace}/contexts.yaml", "the surfaces, yours to edit"),

@@ -8,6 +8,9 @@ filled by a logged policy that explores, with the exact probability of each choi
 less far down than up. The model follows common practice for simulated click logs: Plackett-Luce
 slates (Plackett 1975) and examination by position (Craswell et al. 2008).
 
+They save articles for later, too; but that is not in the log, and the log would be the same without
+it: a surface whose truth is known, and which is new to whoever knows the log (`simulate_surface`).
+
 This module must never know a workspace, a file or a feature.
 """
 
@@ -67,6 +70,7 @@ class _Population(NamedTuple):
     joined: Floats  # [users], hours since the start
     peak: Floats  # [users], the hour of day of most activity
     talkative: Floats  # [users], logit
+    shared_factors: Floats  # [users, factors]
     factors: Floats  # [surfaces, users, factors]
 
 
@@ -76,8 +80,22 @@ class _Catalogue(NamedTuple):
     topic: Ints  # [items]
     born: Floats
     dies: Floats
+    shared_quality: Floats  # [items], of unit variance
     quality: Floats  # [surfaces, items], logit
     factors: Floats  # [items, factors]
+
+
+class _Saving:
+    """What saving does not share with other surfaces: random numbers, parts of tastes, and its log."""
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.random = np.random.default_rng([settings.seed, 20260630, 1])
+        users = settings.users
+        self.own_taste = self.random.standard_normal((users, len(TOPICS)))
+        self.own_factors = self.random.standard_normal((users, _FACTORS))
+        self.own_quality = self.random.standard_normal(settings.items)
+        self.keen = self.random.normal(0, 1.0, users)  # logit
+        self.log = _Log()
 
 
 @dataclass
@@ -132,6 +150,22 @@ def simulate(settings: SimulatorSettings) -> RawLog:
     return world.so_far()
 
 
+def simulate_surface(settings: SimulatorSettings) -> pl.DataFrame:
+    """Simulate what people save for later in the world whose log is ``simulate(settings)``.
+
+    Who reads an article may save it within a day, once. Tastes of saving are as related to those of other
+    surfaces as these are to one another. Saving moves nobody and nothing, so that the log is the same.
+
+    Returns:
+        user_id, item_id, event_timestamp (before the end, UTC), in the order of the instants.
+    """
+    world = _World(settings)
+    for hour in range(settings.days * 24):
+        world.pass_hour(hour)
+    saves = world.in_order(world.saving.log).select("user_id", "item_id", "event_timestamp")
+    return saves.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+
+
 class _World:
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings
@@ -146,6 +180,7 @@ class _World:
         self.policy_error = self.random.standard_normal((users, topics))
         self.seen = np.zeros((users, settings.items), dtype=bool)
         self.log = _Log()
+        self.saving = _Saving(settings)
         self.start = datetime.combine(settings.end, time(), UTC) - timedelta(days=settings.days)
 
     def _mix(self, shared: Floats, own: Floats) -> Floats:
@@ -159,25 +194,31 @@ class _World:
         activity = random.lognormal(0, 0.7, n)
         hours = self.settings.days * 24
         joined = np.where(random.random(n) < 0.75, 0.0, random.uniform(0, 0.85 * hours, n))
+        peak = np.where(random.random(n) < 0.35, 8.0, 20.0) + random.normal(0, 1.5, n)
+        talkative = random.normal(0, 1.0, n)
+        shared_factors = random.standard_normal((n, _FACTORS))
         return _Population(
             activity=activity / activity.mean(),
             joined=joined,
-            peak=np.where(random.random(n) < 0.35, 8.0, 20.0) + random.normal(0, 1.5, n),
-            talkative=random.normal(0, 1.0, n),
-            factors=self._mix(
-                random.standard_normal((n, _FACTORS)), random.standard_normal((3, n, _FACTORS))
-            ),
+            peak=peak,
+            talkative=talkative,
+            shared_factors=shared_factors,
+            factors=self._mix(shared_factors, random.standard_normal((3, n, _FACTORS))),
         )
 
     def _catalogue(self) -> _Catalogue:
         random, n = self.random, self.settings.items
         before = 1.5 * self.settings.lifetime * 24
         born = np.sort(random.uniform(-before, self.settings.days * 24, n))
+        topic = random.permutation(np.arange(n) % len(TOPICS))
+        dies = born + 24 * self.settings.lifetime * random.gamma(4.0, 0.25, n)
+        shared_quality = random.standard_normal(n)
         return _Catalogue(
-            topic=random.permutation(np.arange(n) % len(TOPICS)),
+            topic=topic,
             born=born,
-            dies=born + 24 * self.settings.lifetime * random.gamma(4.0, 0.25, n),
-            quality=0.5 * self._mix(random.standard_normal(n), random.standard_normal((3, n))),
+            dies=dies,
+            shared_quality=shared_quality,
+            quality=0.5 * self._mix(shared_quality, random.standard_normal((3, n))),
             factors=random.standard_normal((n, _FACTORS)),
         )
 
@@ -234,6 +275,9 @@ class _World:
         for taste in (self.shared_taste, self.own_taste):
             taste *= keep
             taste += new * self.random.standard_normal(taste.shape)
+        own = self.saving.own_taste
+        own *= keep
+        own += new * self.saving.random.standard_normal(own.shape)
         self.trend = 0.97 * self.trend + 0.08 * self.random.standard_normal(len(TOPICS))
 
     def _remember(self, surface: int, users: Ints, items: Ints, gain: float) -> None:
@@ -255,6 +299,7 @@ class _World:
         self.log.add("READ", users, items, instants)
         self.seen[users, items] = True
         self._remember(_READING, users, items, _MEMORY_GAIN)
+        self._save(users, items, instants)
         self._comment(hour, users, items, instants)
 
     def _comment(self, hour: int, users: Ints, items: Ints, instants: Ints) -> None:
@@ -265,6 +310,21 @@ class _World:
         delay = (self.random.exponential(40, len(users)) * 60_000_000).astype(np.int64) + 20_000_000
         self.log.add("COMMENT", users[chosen], items[chosen], (instants + delay)[chosen])
         self._remember(_COMMENTING, users[chosen], items[chosen], _MEMORY_GAIN)
+
+    def _save(self, users: Ints, items: Ints, instants: Ints) -> None:
+        """Some readers save for later, most of them within two hours."""
+        saving, people, catalogue = self.saving, self.people, self.catalogue
+        raised = self.settings.relatedness * self.memory[:, users].max(axis=0)
+        lasting = self._mix(self.shared_taste[users], saving.own_taste[users])
+        by_topic = (_TASTE * lasting + raised + self.trend)[np.arange(len(users)), catalogue.topic[items]]
+        factors = self._mix(people.shared_factors[users], saving.own_factors[users])
+        by_factor = 0.25 * (factors * catalogue.factors[items]).sum(axis=1)
+        quality = 0.5 * self._mix(catalogue.shared_quality[items], saving.own_quality[items])
+        logit = -5.2 + 0.8 * (by_topic + by_factor + quality) + saving.keen[users]
+        chosen = saving.random.random(len(users)) < _share(logit)
+        delay = saving.random.exponential(60, len(users)) * 60_000_000 + 5_000_000
+        in_time = np.minimum(delay, 24 * _HOUR).astype(np.int64)
+        saving.log.add("SAVE", users[chosen], items[chosen], (instants + in_time)[chosen])
 
     def _scroll(self, hour: int, alive: Ints, counts: npt.NDArray[np.int64]) -> None:
         users = np.flatnonzero(counts)  # nobody opens the feed twice in an hour
@@ -308,24 +368,7 @@ class _World:
     def so_far(self) -> RawLog:
         """All events before the end, in the order of their instants, as a raw log."""
         random, settings = self.random, self.settings
-        empty = np.empty(0, np.int64)
-        self.log.add("", empty, empty, empty)  # so that a product in which nothing happens has columns
-        table = pl.concat([pl.DataFrame(part) for part in self.log.parts], how="vertical_relaxed")
-        table = table.filter(pl.col("instant") < settings.days * 24 * _HOUR).sort(
-            "instant", "user", "event_type", "item", "position"
-        )
-        start = int(self.start.timestamp()) * 1_000_000
-        event = (pl.col("instant").cast(pl.Int64) + start).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-        rows = table.select(
-            pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("row"),
-            pl.lit("simulator").alias("file"),
-            pl.format("user-{}", pl.col("user").cast(pl.Int64).cast(pl.String).str.zfill(4)).alias("user_id"),
-            pl.lit(pl.Series(self._item_ids())).gather(pl.col("item").cast(pl.Int64)).alias("item_id"),
-            "event_type",
-            event.alias("event_timestamp"),
-            pl.col("position").fill_nan(None).cast(pl.Int32),
-            pl.col("propensity").fill_nan(None).cast(pl.Float32),
-        )
+        rows = self.in_order(self.log)
         if settings.late_share:
             late = random.random(len(rows)) < settings.late_share
             delay = np.where(late, random.exponential(24 * _HOUR, len(rows)), 0).astype(np.int64)
@@ -338,6 +381,27 @@ class _World:
             schema=ITEM_SCHEMA,
         )
         return RawLog(rows, items.sort("item_id"), f"simulator, seed {settings.seed}")
+
+    def in_order(self, log: _Log) -> pl.DataFrame:
+        """The events of a log before the end, in the order of their instants."""
+        empty = np.empty(0, np.int64)
+        log.add("", empty, empty, empty)  # so that a product in which nothing happens has columns
+        table = pl.concat([pl.DataFrame(part) for part in log.parts], how="vertical_relaxed")
+        table = table.filter(pl.col("instant") < self.settings.days * 24 * _HOUR).sort(
+            "instant", "user", "event_type", "item", "position"
+        )
+        start = int(self.start.timestamp()) * 1_000_000
+        event = (pl.col("instant").cast(pl.Int64) + start).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        return table.select(
+            pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("row"),
+            pl.lit("simulator").alias("file"),
+            pl.format("user-{}", pl.col("user").cast(pl.Int64).cast(pl.String).str.zfill(4)).alias("user_id"),
+            pl.lit(pl.Series(self._item_ids())).gather(pl.col("item").cast(pl.Int64)).alias("item_id"),
+            "event_type",
+            event.alias("event_timestamp"),
+            pl.col("position").fill_nan(None).cast(pl.Int32),
+            pl.col("propensity").fill_nan(None).cast(pl.Float32),
+        )
 
     def _item_ids(self) -> list[str]:
         """Names by topic and birth, such as cooking-017."""

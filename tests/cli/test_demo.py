@@ -65,3 +65,13 @@ def test_before_and_after_stand_side_by_side_within_80_columns() -> None:
     assert all(len(line) <= 80 for line in lines)
     assert any("music-1" in line and "film-1" in line and "* film" in line for line in lines)
     assert any("music-3" in line for line in lines)
+
+
+def test_the_curve_of_held_out_surfaces_shows_what_was_measured_and_no_more() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    evidence = {"mean": {"ours": {"0": 0.66, "10": 0.7, "all": 0.75}, "lightgbm": {"10": 0.6, "all": 0.74}}}
+    console.print(demo.mean_curve(evidence))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "0.660" in shown and "0.600" in shown and "0.740" in shown
+    assert len([line for line in shown.splitlines() if "-" in line.split()]) == 3
