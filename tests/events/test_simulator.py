@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
 from recmeta.events.schema import RawLog
-from recmeta.events.simulator import TOPICS, SimulatorSettings, _World, examination, simulate
+from recmeta.events.simulator import (
+    TOPICS,
+    SimulatorSettings,
+    _World,
+    examination,
+    simulate,
+    simulate_surface,
+)
 
 SMALL = {"users": 40, "items": 80, "days": 6}
 
@@ -56,6 +63,20 @@ def reading_predicts_clicks(relatedness: float) -> float:
     shown = showings(simulate(SimulatorSettings(relatedness=relatedness))).filter(pl.col("in_all") >= 3)
     share = (shown.get_column("of_topic") + 0.5) / (shown.get_column("in_all") + 6)
     return float(roc_auc_score(shown.get_column("clicked"), share))
+
+
+def reading_predicts_saves(relatedness: float) -> float:
+    """AUC with which the share of a topic in a person's reading orders which of it they save."""
+    settings = SimulatorSettings(relatedness=relatedness)
+    rows = topics(simulate(settings)).filter(event_type="READ").unique(["user_id", "item_id"])
+    saves = simulate_surface(settings).select("user_id", "item_id", saved=pl.lit(True))
+    rows = rows.join(saves, on=["user_id", "item_id"], how="left").with_columns(
+        of_topic=pl.len().over("user_id", "topic"), in_all=pl.len().over("user_id")
+    )
+    # Among people who save some and not all: else how keen one is on saving would be told as well.
+    rows = rows.filter(pl.col("in_all") >= 10, pl.col("saved").is_not_null().any().over("user_id"))
+    share = rows.get_column("of_topic") / rows.get_column("in_all")
+    return float(roc_auc_score(rows.get_column("saved").is_not_null(), share))
 
 
 def test_the_same_settings_give_the_same_rows_and_other_seeds_others() -> None:
@@ -208,3 +229,45 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         with pytest.raises(ValidationError):
             SimulatorSettings.model_validate(wrong)
     assert SimulatorSettings(end=date(2025, 1, 1)).end.year == 2025
+
+
+def test_the_log_is_the_same_whatever_people_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SimulatorSettings(**SMALL, late_share=0.1)
+    raw, saves = simulate(settings), simulate_surface(settings)
+    otherwise = _World(settings)
+    otherwise.saving.random = np.random.default_rng(99)
+    otherwise.saving.keen += 5
+    for hour in range(settings.days * 24):
+        otherwise.pass_hour(hour)
+    assert otherwise.so_far().rows.equals(raw.rows)
+    assert otherwise.in_order(otherwise.saving.log).height > 3 * saves.height
+    monkeypatch.setattr(_World, "_save", lambda *given: None)
+    assert simulate(settings).rows.equals(raw.rows)
+
+
+def test_the_same_settings_give_the_same_saves_and_other_seeds_others() -> None:
+    first, again = (simulate_surface(SimulatorSettings(**SMALL, seed=3)) for _ in range(2))
+    assert first.height > 5
+    assert first.equals(again)
+    assert not first.equals(simulate_surface(SimulatorSettings(**SMALL, seed=4)))
+
+
+def test_every_save_follows_a_read_within_a_day_and_happens_once(raw: RawLog) -> None:
+    saves = simulate_surface(SimulatorSettings())
+    assert 1_000 < saves.height < 3_000
+    assert saves.columns == ["user_id", "item_id", "event_timestamp"]
+    assert saves.get_column("event_timestamp").is_sorted()
+    assert saves.select("user_id", "item_id").is_unique().all()
+    reads = raw.rows.filter(event_type="READ").select("user_id", "item_id", read="event_timestamp")
+    delay = saves.join_asof(
+        reads, left_on="event_timestamp", right_on="read", by=["user_id", "item_id"], check_sortedness=False
+    ).select(pl.col("event_timestamp") - pl.col("read")).to_series()  # fmt: skip
+    assert delay.null_count() == 0
+    assert (delay <= timedelta(days=1)).all()
+
+
+def test_saving_is_as_related_to_reading_as_the_knob_says() -> None:
+    unrelated, default, same = (reading_predicts_saves(r) for r in (0.0, 0.8, 1.0))
+    assert unrelated == pytest.approx(0.5, abs=0.03)
+    assert default > unrelated + 0.03
+    assert same > default
