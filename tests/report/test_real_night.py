@@ -44,7 +44,7 @@ def test_a_real_night_is_told_as_it_was_published(night: tuple[Settings, Path]) 
         auc = found["candidates"]["trees"]["auc"]
         assert f"{auc['value']:.3f}" in text
         assert f"{auc['low']:.3f}–{auc['high']:.3f}" in text
-    assert [Path(file).name for file in told["figures"]] == ["volumes.png"]
+    assert [Path(file).name for file in told["figures"]] == ["calibration.png", "volumes.png"]
 
 
 def test_a_real_nights_rows_are_compared_and_its_scores_calibrated(night: tuple[Settings, Path]) -> None:
