@@ -233,7 +233,7 @@ def curve_tables(evidence: Mapping[str, Any], context: str | None) -> list[Rende
         if context is not None and name != context:
             continue
         curve = found["curve"]
-        counts = list(curve.get("zero_shot", {}))
+        counts = sorted(curve.get("zero_shot", {}), key=in_order_of_positives)
         rows = [
             (
                 count if count != "all" else f"all ({found['positives']:,})",
@@ -265,6 +265,11 @@ def curve_tables(evidence: Mapping[str, Any], context: str | None) -> list[Rende
         told = {"met": "were met", "sampled": "are drawn"}[kind]
         shown.append(Text(f"New surfaces whose negatives {told}: {steps} positives.", style="bold"))
     return shown or [Text("No context could be held out: too few contexts, or too few later positives.")]
+
+
+def in_order_of_positives(count: str) -> float:
+    """Sort numbers of positives as they stand in JSON: '0', '10', '100', and 'all' last."""
+    return float("inf") if count == "all" else float(count)
 
 
 def audit_tables(evidence: Mapping[str, Any]) -> list[RenderableType]:

@@ -73,6 +73,14 @@ def test_a_curve_shows_every_number_of_positives_and_what_would_be_served() -> N
     assert "zero-shot from 0, stack from 10" in text
 
 
+def test_points_stand_in_the_order_of_positives_whatever_order_json_gave_them() -> None:
+    points = dict.fromkeys(("0", "10", "100", "30", "all"), POINT)
+    context = {"positives": 500, "curve": {"zero_shot": points, "ours": points}, "rungs": {}}
+    text = shown(reports.curve_tables({"contexts": {"liking": {**context, "break_even": None}}}, None))
+    first = [line.split()[0] for line in text.splitlines() if "0.700" in line]
+    assert first == ["0", "10", "30", "100", "all"]
+
+
 def test_one_context_alone_is_shown_on_request() -> None:
     assert "liking" not in shown(reports.curve_tables(EVIDENCE, "reading"))
 
