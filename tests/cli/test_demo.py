@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 
 from recmeta import cli, demo
 from recmeta.artifacts import write_json
+from recmeta.evaluation.cluster_errors import Area, area
+from recmeta.events.store import ingest, scan_events
 from recmeta.serving.answers import Answer, RankedItem
+from recmeta.settings import load_settings
 
 
 def answer(*topics: str) -> Answer:
@@ -19,6 +24,15 @@ def answer(*topics: str) -> Answer:
         RankedItem(rank, f"{topic}-{rank}", (topic,), 0.5, "") for rank, topic in enumerate(topics, 1)
     )
     return Answer("feed", "u", items, "", "v", "trees", datetime(2026, 6, 30, tzinfo=UTC))
+
+
+def measured(separation: float, seed: int = 0) -> Area:
+    """The AUC of 100 users' rows whose scores are as far apart as is said."""
+    label = np.arange(400) % 2
+    score = np.random.default_rng(seed).standard_normal(400) + separation * label
+    found = area(label, score, np.arange(400) // 4)
+    assert found is not None
+    return found
 
 
 def visit(before: tuple[str, ...], after: tuple[str, ...]) -> demo.Visit:
@@ -69,9 +83,63 @@ def test_before_and_after_stand_side_by_side_within_80_columns() -> None:
 
 def test_the_curve_of_held_out_surfaces_shows_what_was_measured_and_no_more() -> None:
     console = Console(file=io.StringIO(), width=80)
-    evidence = {"mean": {"ours": {"0": 0.66, "10": 0.7, "all": 0.75}, "lightgbm": {"10": 0.6, "all": 0.74}}}
-    console.print(demo.mean_curve(evidence))
+    ours = {"0": 0.66, "10": 0.7, "100": 0.72, "30": 0.71, "all": 0.75}  # as JSON files order them
+    console.print(demo.mean_curve({"mean": {"ours": ours, "lightgbm": {"10": 0.6, "all": 0.74}}}))
     assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
-    assert "0.660" in shown and "0.600" in shown and "0.740" in shown
-    assert len([line for line in shown.splitlines() if "-" in line.split()]) == 3
+    shown = [line.split() for line in console.file.getvalue().splitlines() if "0." in line]
+    assert [row[0] for row in shown] == ["0", "10", "30", "100", "all"]
+    assert shown[0] == ["0", "0.660", "-", "-"]
+    assert shown[1] == ["10", "0.700", "0.600", "-"]
+
+
+def test_what_came_is_told_whether_better_worse_or_neither() -> None:
+    low, high = measured(0.2), measured(1.5)
+    better = demo.what_came(demo.Truth(400, 200, high, low))
+    assert "surely better" in better and f"{high.value:.3f}" in better and f"{low.value:.3f}" in better
+    assert "surely worse" in demo.what_came(demo.Truth(400, 200, low, high))
+    assert "no different beyond noise" in demo.what_came(demo.Truth(400, 200, low, measured(0.2, seed=1)))
+    assert "too few rows" in demo.what_came(demo.Truth(400, 200, low, None))
+
+
+def test_readings_to_come_are_later_firsts_and_a_save_counts_within_a_day(tmp_path: Path) -> None:
+    settings = load_settings(tmp_path)
+    ingest(settings, "simulator", users=40, items=80, days=6, reads_per_day=2)
+    readings = scan_events(settings).filter(context="reading", label=1).collect().sort("event_timestamp")
+    pair = ["user_id", "item_id"]
+    firsts = readings.unique(pair, keep="first", maintain_order=True)
+    after, before = (firsts["event_timestamp"][row] for row in (100, -20))
+    soon, late, never = (firsts.slice(row, 1).select(*pair, "event_timestamp") for row in (105, 120, 130))
+    saves = pl.concat(
+        [
+            soon.with_columns(pl.col("event_timestamp") + timedelta(hours=23)),
+            late.with_columns(pl.col("event_timestamp") + timedelta(hours=25)),
+        ]
+    )
+    found = demo._readings_to_come(settings, saves, after, before)
+    assert found.height == firsts.height - 20 - 101
+    assert found.filter(label=1).select(pair).equals(soon.select(pair))
+    for other in (late, never):
+        assert found.join(other, on=pair)["label"].to_list() == [0]
+
+
+def test_the_whole_story_is_told_in_a_small_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever comes of it: quality is for the real demo."""
+    world = {"users": 120, "items": 150, "days": 21, "reads_per_day": 1.5, "slates_per_day": 0.5}
+    short = {
+        "training": {"max_steps": 5, "warm_steps": 5, "adapt_steps": 2},
+        "trees": {"rounds": 10},
+        "transfer": {"steps": 2, "draws": 1, "shots": (10,), "rows": 300},
+        "gate": {"resamples": 100},
+    }
+    demo.tell(tmp_path / "workspace", world=world, night=short)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "of the first 30 only" in told
+    assert "serves saving now" in told
+    assert "Surfaces held out in turn" in told
+    assert "recmeta was told of none of them" in told
+    assert "saving for user-" in told
+    saves = pl.read_csv(tmp_path / "workspace" / "first-saves.csv")
+    assert saves.columns == ["user_id", "item_id", "event_timestamp"]
+    assert saves.height == 30
+    stored = scan_events(load_settings(tmp_path / "workspace")).filter(context="saving").collect()
+    assert stored.height == 30
