@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 help:  ## say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: $(READY)  ## from nothing to a feed that changes as you read (three minutes)
+demo: $(READY)  ## from nothing to a feed that changes as you read, and a new surface (some minutes)
 	@$(BIN)/recmeta demo --workspace demo-workspace
 
 test: check  ## everything that must hold: check, then all tests

@@ -478,7 +478,7 @@ def demo(
     workspace: Workspace = Path("demo-workspace"),
     seed: Annotated[int, typer.Option(help="Seed of the simulated world.")] = 0,
 ) -> None:
-    """Tell the whole story in three minutes, simulated."""
+    """Tell the whole story in a few minutes, simulated."""
     from recmeta.demo import tell
 
     tell(workspace, seed=seed)
