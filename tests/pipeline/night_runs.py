@@ -32,7 +32,7 @@ enabled = false
 resamples = 100
 """
 
-WITH_TRANSFER = SETTINGS.replace("enabled = false", "steps = 20\ndraws = 1\nshots = [10]")
+WITH_TRANSFER = SETTINGS.replace("enabled = false", "steps = 20\ndraws = 1\nshots = [10]\nrefit_growth = 0.5")
 """The same, and contexts are held out: it takes as long as all else together, so few tests do."""
 
 SMALL_LOG = {"users": 120, "items": 150, "days": 16, "reads_per_day": 1.5, "slates_per_day": 0.8}
