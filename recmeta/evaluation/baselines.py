@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recmeta.episodes.rows import Rows
 from recmeta.errors import InputError
 from recmeta.evaluation.metrics import FloatArray, IntArray, as_labels, as_weights, log_loss
-from recmeta.settings import TreeSettings
+from recmeta.settings import Settings, TreeSettings
 
 BIAS_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """Precisions of a bias that validation rows choose from: the rows with which data and prior weigh alike,
@@ -214,6 +215,21 @@ def fit_trees(
     )
     best = booster.best_iteration if booster.best_iteration > 0 else booster.current_iteration()
     return Trees(booster, best)
+
+
+def fit_trees_to_rows(earlier: Rows, later: Rows, settings: Settings) -> Trees | None:
+    """`fit_trees` of a context's rows, stopped by its later rows, with the settings' threads and seed."""
+    return fit_trees(
+        earlier.dense.numpy(),
+        earlier.label.numpy(),
+        earlier.weight.numpy(),
+        later.dense.numpy(),
+        later.label.numpy(),
+        settings.trees,
+        validation_weight=later.weight.numpy(),
+        threads=settings.training.threads,
+        seed=settings.training.seed,
+    )
 
 
 def _check_dense(dense: npt.NDArray[np.float32], rows: int) -> None:

@@ -33,7 +33,7 @@ from recmeta.dataset import (
 from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
-from recmeta.evaluation.baselines import fit_trees
+from recmeta.evaluation.baselines import fit_trees_to_rows
 from recmeta.features.assembly import FeatureSpace
 from recmeta.model_folder import load_model
 from recmeta.models.shared import ModelShape
@@ -181,17 +181,7 @@ def challengers(night: Night, progress: Progress | None) -> dict[str, Any]:
 def _fit_trees(night: Night, name: str, parts: list[Part]) -> int | None:
     """Fit and write one context's trees; return their rounds, None where there was too little to learn."""
     learnt, later = (part.rows for part in parts)
-    trees = fit_trees(
-        learnt.dense.numpy(),
-        learnt.label.numpy(),
-        learnt.weight.numpy(),
-        later.dense.numpy(),
-        later.label.numpy(),
-        night.settings.trees,
-        validation_weight=later.weight.numpy(),
-        threads=night.settings.training.threads,
-        seed=night.settings.training.seed,
-    )
+    trees = fit_trees_to_rows(learnt, later, night.settings)
     if trees is None:
         return None
     text = trees.booster.model_to_string(num_iteration=trees.rounds)

@@ -25,7 +25,7 @@ from recmeta.dataset import TRAIN, VALIDATION, Frames, Part, ThinnedLog, newcome
 from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.rows import Rows, concat
 from recmeta.errors import InputError
-from recmeta.evaluation.baselines import Trees, fit_trees
+from recmeta.evaluation.baselines import Trees, fit_trees_to_rows
 from recmeta.features.assembly import FeatureSpace, Float32s
 from recmeta.model_folder import load_model
 from recmeta.models.prediction import predict_logits
@@ -143,7 +143,7 @@ def fit_bank(
     known = dict(trees or {})
     for name in sources:
         if name not in known:
-            fitted = _fit_trees(learnt, seen[name][TRAIN], seen[name][VALIDATION])
+            fitted = fit_trees_to_rows(seen[name][TRAIN], seen[name][VALIDATION], learnt.settings)
             if fitted is not None:
                 known[name] = fitted
     bank = Bank(
@@ -198,20 +198,6 @@ def _network(
     return load_model(folder)
 
 
-def _fit_trees(learnt: Learnt, training: Rows, later: Rows) -> Trees | None:
-    return fit_trees(
-        training.dense.numpy(),
-        training.label.numpy(),
-        training.weight.numpy(),
-        later.dense.numpy(),
-        later.label.numpy(),
-        learnt.settings.trees,
-        validation_weight=later.weight.numpy(),
-        threads=learnt.settings.training.threads,
-        seed=learnt.settings.training.seed,
-    )
-
-
 def _role_trees(learnt: Learnt, taught: Rows, pretend: Newcomers) -> Trees | None:
     """Fit trees on rows of all contexts as newcomers' rows, over columns that bear no context's name.
 
@@ -227,7 +213,7 @@ def _role_trees(learnt: Learnt, taught: Rows, pretend: Newcomers) -> Trees | Non
         of = torch.nonzero(taught.context == context).flatten()
         stops[of[len(of) * 9 // 10 :]] = True
     rows = replace(taught, dense=dense)
-    return _fit_trees(learnt, rows.take(~stops), rows.take(stops))
+    return fit_trees_to_rows(rows.take(~stops), rows.take(stops), learnt.settings)
 
 
 def _spread(rows: Rows, most: int) -> Rows:

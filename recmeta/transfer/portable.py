@@ -25,7 +25,7 @@ from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.rows import Rows, concat
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
-from recmeta.evaluation.baselines import Trees, fit_trees
+from recmeta.evaluation.baselines import Trees, fit_trees_to_rows
 from recmeta.features.assembly import FeatureSpace, Float32s
 from recmeta.features.portable import pick, portable_columns
 from recmeta.model_folder import load_model
@@ -128,7 +128,7 @@ def fit_portable(
             f"found none in {len(rows)} labelled rows"
         )
     sources = tuple(learnt)
-    trees = {name: _fit_trees(settings, *parts) for name, parts in learnt.items()}
+    trees = {name: fit_trees_to_rows(*parts, settings) for name, parts in learnt.items()}
     pooled = [concat([parts[part] for parts in learnt.values()]) for part in (0, 1)]
     sample = np.concatenate([_spread(parts[0].dense, SCALING_ROWS).numpy() for parts in learnt.values()])
     bank = PortableBank(
@@ -136,7 +136,7 @@ def fit_portable(
         sources=sources,
         network=_network(pooled[0], pooled[1], sources, settings, folder),
         trees={name: found for name, found in trees.items() if found is not None},
-        role_trees=_fit_trees(settings, *pooled),
+        role_trees=fit_trees_to_rows(pooled[0], pooled[1], settings),
         means=np.zeros(len(sources) + 1),
         scales=np.ones(len(sources) + 1),
         rates={name: _rate(parts[0]) for name, parts in learnt.items()},
@@ -222,18 +222,4 @@ def _only_unknown(rows: int, width: int, sources: int) -> Newcomers:
         empty=torch.zeros(width),
         columns=torch.zeros(0, dtype=torch.int64),
         values=torch.zeros(rows, 0),
-    )
-
-
-def _fit_trees(settings: Settings, earlier: Rows, later: Rows) -> Trees | None:
-    return fit_trees(
-        earlier.dense.numpy(),
-        earlier.label.numpy(),
-        earlier.weight.numpy(),
-        later.dense.numpy(),
-        later.label.numpy(),
-        settings.trees,
-        validation_weight=later.weight.numpy(),
-        threads=settings.training.threads,
-        seed=settings.training.seed,
     )

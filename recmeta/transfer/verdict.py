@@ -17,7 +17,7 @@ import torch
 from recmeta.adaptation import adapt
 from recmeta.dataset import TEST, TRAIN, VALIDATION
 from recmeta.episodes.rows import Rows, concat
-from recmeta.evaluation.baselines import Trees, fit_trees
+from recmeta.evaluation.baselines import Trees, fit_trees_to_rows
 from recmeta.evaluation.cluster_errors import Area, area, difference, interval
 from recmeta.model_folder import load_model
 from recmeta.models.prediction import predict_logits
@@ -261,9 +261,8 @@ def _alone(learnt: Learnt, name: str, folder: Path) -> Floats:
 def _trees_alone(learnt: Learnt, trees: Mapping[str, Trees], judged: list[str]) -> Scores:
     found: Scores = {}
     for name in judged:
-        fitted = trees.get(name) or _fit(
-            learnt, *(_thinned(_rows(learnt, name, part), learnt) for part in (TRAIN, VALIDATION))
-        )
+        learning, later = (_thinned(_rows(learnt, name, part), learnt) for part in (TRAIN, VALIDATION))
+        fitted = trees.get(name) or fit_trees_to_rows(learning, later, learnt.settings)
         if fitted is not None:
             found[name] = fitted.logits(_rows(learnt, name, TEST).dense.numpy())
     return found
@@ -275,7 +274,7 @@ def _trees_pooled(learnt: Learnt, judged: list[str]) -> Scores:
         _with_context(concat([_thinned(_rows(learnt, name, part), learnt) for name in names]), len(names))
         for part in (TRAIN, VALIDATION)
     )
-    fitted = _fit(learnt, learning, later)
+    fitted = fit_trees_to_rows(learning, later, learnt.settings)
     if fitted is None:
         return {}
     return {
@@ -288,20 +287,6 @@ def _with_context(rows: Rows, contexts: int) -> Rows:
     """The rows with one column more for each context: 1 in that of the row's own."""
     own = torch.nn.functional.one_hot(rows.context, contexts + 1)[:, 1:].float()
     return Rows(**{**rows.columns(), "dense": torch.cat([rows.dense, own], dim=1)})
-
-
-def _fit(learnt: Learnt, learning: Rows, later: Rows) -> Trees | None:
-    return fit_trees(
-        learning.dense.numpy(),
-        learning.label.numpy(),
-        learning.weight.numpy(),
-        later.dense.numpy(),
-        later.label.numpy(),
-        learnt.settings.trees,
-        validation_weight=later.weight.numpy(),
-        threads=learnt.settings.training.threads,
-        seed=learnt.settings.training.seed,
-    )
 
 
 def _thinned(rows: Rows, learnt: Learnt) -> Rows:
