@@ -59,7 +59,6 @@ class Bundle:
             raise NotFoundError(f"bundle {self.version} holds no file {path!r}")
         return self.folder / path
 
-
     @property
     def evidence(self) -> Path | None:
         """Where the night's evidence about new surfaces lies; None where it left none."""
