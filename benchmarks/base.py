@@ -41,7 +41,17 @@ from recmeta.transfer.bank import Bank
 from recmeta.transfer.curve import Point, _point, _scratch_logistic, _scratch_trees, draw_shots
 from recmeta.transfer.evidence import policy_of
 from recmeta.transfer.held_out import HeldOut
-from recmeta.transfer.ladder import DEFAULT_POLICY, KINDS, Kind, Labelled, Step, climb, kind_of, step_for
+from recmeta.transfer.ladder import (
+    DEFAULT_POLICY,
+    KINDS,
+    Kind,
+    Labelled,
+    Step,
+    Terms,
+    climb,
+    kind_of,
+    step_for,
+)
 from recmeta.transfer.portable import PortableBank, fit_portable
 
 Floats = npt.NDArray[np.float64]
@@ -182,9 +192,8 @@ def ours(
             shots.weight,
         )
         step, rate = step_for(policy, count), float(np.mean(list(bank.rates.values())))
-        climbed = climb(
-            step, labelled, bank.scales, settings.transfer, rate=rate, seed=settings.training.seed
-        )
+        terms = Terms(bank.scales, rate, settings.transfer, seed=settings.training.seed)
+        climbed = climb(step, labelled, terms)
         logits.append(climbed.logits(test, held.test.dense.numpy()))
     point = _point(held, logits)
     assert point is not None, "both labels are among the test rows"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from recmeta.episodes.rows import Rows
+from recmeta.episodes.rows import Rows, evenly
 from recmeta.errors import InputError
 from recmeta.meta.domain_regularization import regularized_direction
 from recmeta.meta.interface import Problem
@@ -254,10 +254,7 @@ class _Judge:
     def __init__(self, model: SharedModel, rows: Rows, positions: list[npt.NDArray[np.int64]]) -> None:
         most = max(LEAST_LOOK, LOOK_BUDGET // len(positions))
         width = min(most, max(len(position) for position in positions))
-        spread = [
-            position[np.arange(count) * len(position) // count]
-            for position, count in ((position, min(width, len(position))) for position in positions)
-        ]
+        spread = [position[evenly(len(position), width).numpy()] for position in positions]
         with torch.no_grad():
             self._gathered = _gathered(model, rows, spread)
         self._model = model

@@ -12,7 +12,6 @@ never fit an expert, and never judge one: the new site's own nights do.
 from __future__ import annotations
 
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from recmeta.bundle.manifest import (
     Stack,
     Unit,
 )
-from recmeta.bundle.store import BundleStore
+from recmeta.bundle.store import BundleStore, plain_files
 from recmeta.bundle.unit import ID_FILES
 from recmeta.contexts import Contexts, Duration, load_contexts
 from recmeta.errors import InputError, IntegrityError, NotFoundError, RecmetaError, SchemaError
@@ -197,7 +196,7 @@ def _make(settings: Settings, folder: Path, progress: Progress) -> tuple[Base, f
         parts, difference = _export(fitted, folder, Path(temporary), settings)
     files = {
         path: FileEntry(sha256=artifacts.sha256_of_file(folder / path), bytes=(folder / path).stat().st_size)
-        for path in _plain_files(folder)
+        for path in plain_files(folder, IntegrityError)
     }
     base = Base(
         recmeta=__version__,
@@ -286,7 +285,7 @@ def open_base(folder: Path) -> OpenedBase:
         InputError: it has a place for ids, or holds more than a base does.
     """
     base = _read(folder / BASE)
-    found = set(_plain_files(folder)) - {BASE}
+    found = set(plain_files(folder, IntegrityError)) - {BASE}
     for path in sorted(found - set(base.files)):
         raise IntegrityError(f"{folder / path}: is not in {BASE}")
     for path, entry in sorted(base.files.items()):
@@ -392,18 +391,6 @@ def _tables(graph: Path) -> list[tuple[str, int]]:
         for node in found.node
         if node.op_type in lookups and node.input[0] in sizes
     ]
-
-
-def _plain_files(folder: Path) -> list[str]:
-    """Relative paths of the files below ``folder``; a link or a device is an `IntegrityError`."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
-        if stat.S_ISREG(mode):
-            found.append(path.relative_to(folder).as_posix())
-        elif not stat.S_ISDIR(mode):
-            raise IntegrityError(f"{path}: expected a plain file, found a link or a device")
-    return found
 
 
 # A new site ---------------------------------------------------------------------------------------

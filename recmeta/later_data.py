@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from recmeta.episodes.rows import Rows
+from recmeta.episodes.rows import Rows, evenly
 from recmeta.models.prediction import log_loss, predict_logits
 from recmeta.models.shared import SharedModel
 from recmeta.settings import TrainingSettings
@@ -168,8 +168,7 @@ def _sample(rows: Rows, most: int) -> Rows:
     kept = []
     for context in torch.unique(rows.context).tolist():
         of = torch.nonzero(rows.context == context).flatten()
-        count = min(len(of), most)
-        kept.append(of[torch.arange(count) * len(of) // count])
+        kept.append(of[evenly(len(of), most)])
     return rows.take(torch.cat(kept)) if kept else rows
 
 

@@ -45,7 +45,7 @@ from recmeta.features.new_surface import surface_rows
 from recmeta.pipeline import Progress, Report, workspace_lock
 from recmeta.serving.scorer import Scorer
 from recmeta.settings import Settings, load_settings
-from recmeta.transfer.ladder import Climbed, Kind, Labelled, Step, climb, kind_of, settle, step_for
+from recmeta.transfer.ladder import Climbed, Kind, Labelled, Step, Terms, climb, kind_of, settle, step_for
 from recmeta.transfer.own_rows import OwnRows, judge_on_own_rows
 from recmeta.transfer.prospects import Prospects
 
@@ -497,17 +497,11 @@ def _labelled(champion: Bundle, bank_name: str, name: str, rows: pl.DataFrame) -
     columns = _columns(rows)
     experts = Scorer(champion).experts(bank_name, name, **columns)
     return Labelled(
-        (experts - np.array(bank.means)) / np.array(bank.scales),
+        bank.scaled(experts),
         columns["dense"],
         rows["label"].to_numpy().astype(np.float64),
         rows["weight"].to_numpy().astype(np.float64),
     )
-
-
-class _Options(TypedDict):
-    rate: float
-    threads: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -528,11 +522,11 @@ def _fit(
     kind: Kind,
 ) -> _Fitted:
     """Climb to the rung that evidence chose, unless the surface's own rows speak against it."""
-    scales, training = np.array(bank.scales), settings.training
-    options = _Options(rate=prospects.rate(), threads=training.threads, seed=training.seed)
+    training = settings.training
+    terms = Terms(np.array(bank.scales), prospects.rate(), settings.transfer, training.threads, training.seed)
 
     def fit(step: Step, labelled: Labelled) -> Climbed:
-        return climb(step, labelled, scales, settings.transfer, **options)
+        return climb(step, labelled, terms)
 
     positives = int(shots.label.sum())
     step = step_for(prospects.policy(kind), positives)
@@ -547,7 +541,7 @@ def _fit(
         # The share of positives of rows that have but one label is no rate of anything.
         learnt = shots if both else shots.take(np.zeros(len(shots.label), dtype=np.bool_))
         return _Fitted(fit(step, learnt), step, positives, None, (GateResult("labels", False, reason),))
-    chosen, step = step, settle(step, shots, scales, settings.transfer, **options)
+    chosen, step = step, settle(step, shots, terms)
     own = judge_on_own_rows(step, shots, users, fit, least_positives=settings.gate.min_positives)
     enough = f"{_engagements(positives)} and {len(shots.label) - positives} rows without to learn from"
     gates = [GateResult("labels", True, enough)]

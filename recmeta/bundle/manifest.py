@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recmeta.artifacts import to_json
@@ -136,6 +138,11 @@ class Bank(_Entry):
         default_factory=dict, description="of a source; where one is absent, its expert is the network alone"
     )
     role_trees: FilePath | None = Field(default=None, description="the newcomer's")
+
+    def scaled(self, experts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Experts' logits [n, width] on the scale on which a stack weighs them."""
+        found: npt.NDArray[np.float64] = (experts - np.array(self.means)) / np.array(self.scales)
+        return found
 
     @model_validator(mode="after")
     def _columns_agree(self) -> Bank:

@@ -129,7 +129,7 @@ class BundleStore:
         """
         found = {
             path: FileEntry(sha256=sha256_of_file(files / path), bytes=(files / path).stat().st_size)
-            for path in _plain_files(files, InputError)
+            for path in plain_files(files, InputError)
         }
         missing = sorted(manifest.wanted_files() - set(found))
         if missing:
@@ -259,7 +259,7 @@ class BundleStore:
         """
         manifest = self._manifest(version)
         folder = self.folder / version
-        found = set(_plain_files(folder, IntegrityError)) - {MANIFEST_NAME}
+        found = set(plain_files(folder, IntegrityError)) - {MANIFEST_NAME}
         for path in sorted(found - set(manifest.files)):
             raise IntegrityError(f"{folder / path}: is not in the bundle's manifest")
         for path, entry in sorted(manifest.files.items()):
@@ -324,7 +324,7 @@ class BundleStore:
             ) from error
 
 
-def _plain_files(folder: Path, fault: Callable[[str], Exception]) -> list[str]:
+def plain_files(folder: Path, fault: Callable[[str], Exception]) -> list[str]:
     """Relative POSIX paths of the files below ``folder``; a link or a device is a ``fault``."""
     found = []
     for path in sorted(folder.rglob("*")):

@@ -108,6 +108,12 @@ class Rows:
         }
 
 
+def evenly(rows: int, most: int) -> Tensor:
+    """At most ``most`` row numbers, evenly over ``rows`` rows as they come: int64 [min(rows, most)]."""
+    count = min(rows, most)
+    return torch.arange(count) * rows // max(count, 1)
+
+
 def _refuse(name: str, bad: Tensor, expected: str, column: Tensor) -> None:
     if bool(bad.any()):
         first = int(torch.nonzero(bad)[0, 0])

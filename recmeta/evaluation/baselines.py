@@ -133,6 +133,19 @@ class Trees:
     booster: Any
     rounds: int
 
+    @classmethod
+    def from_text(cls, text: str) -> Trees:
+        """Read what `text` gave."""
+        import lightgbm
+
+        booster = lightgbm.Booster(model_str=text)
+        return cls(booster, booster.current_iteration())
+
+    def text(self) -> str:
+        """LightGBM's own text of the rounds that count."""
+        found: str = self.booster.model_to_string(num_iteration=self.rounds)
+        return found
+
     def logits(self, dense: npt.NDArray[np.float32]) -> FloatArray:
         """Return logits, float64 [n], of dense features, float32 [n, F]."""
         if not len(dense):

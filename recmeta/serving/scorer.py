@@ -187,8 +187,7 @@ class Scorer:
         return opened.run(context, users, items, categories, histories, dense)
 
     def _stacked(self, context: str, stack: Stack, experts: Floats, dense: npt.NDArray[np.float32]) -> Floats:
-        bank = self._bundle.manifest.banks[stack.bank]
-        scaled = (experts - np.array(bank.means)) / np.array(bank.scales)
+        scaled = self._bundle.manifest.banks[stack.bank].scaled(experts)
         # Not a matrix product, whose last bits depend on how many rows there are.
         weighed: Floats = (scaled * np.array(stack.weights)).sum(axis=1)
         mixed: Floats = stack.intercept + weighed

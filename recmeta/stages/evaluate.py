@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from recmeta import artifacts
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.dataset import TEST, TRAIN, VALIDATION, Frames, Part
-from recmeta.episodes.rows import Rows
+from recmeta.episodes.rows import Rows, evenly
 from recmeta.evaluation.baselines import Trees, fit_bias_only, popularity
 from recmeta.evaluation.gates import Decision, decide
 from recmeta.model_folder import load_model
@@ -108,8 +107,7 @@ def _candidates(night: Night, name: str, model: SharedModel, parts: dict[int, Pa
     found["bias_only"] = candidate(_bias_only(parts))
     trees = night.folder / "trees" / f"{name}.txt"
     if trees.exists():
-        booster = lightgbm.Booster(model_file=str(trees))
-        boosted = Trees(booster, booster.current_iteration())
+        boosted = Trees.from_text(trees.read_text(encoding="utf-8"))
         found["trees"] = candidate(lambda rows: boosted.logits(rows.dense.numpy()))
         found["blend"] = blended(found.get("adapter", found["shared"]), found["trees"], labelled)
     return found
@@ -183,15 +181,14 @@ class _Serving:
     def stack(self) -> Candidate | None:
         """The stack that serves now, climbed anew with tonight's training rows; None where there is none."""
         learnt = self.parts[TRAIN].rows
-        count = min(len(learnt), self.night.settings.transfer.rows)
-        spread = np.arange(count) * len(learnt) // max(count, 1)
-        learnt = learnt.take(torch.from_numpy(spread))
+        spread = evenly(len(learnt), self.night.settings.transfer.rows)
+        learnt = learnt.take(spread)
         entry = self.parent.manifest.contexts[self.name].stack
         refitted = refit(
             self.parent,
             self.night.contexts[self.name],
             self.night.settings,
-            lambda: self._experts(TRAIN, learnt, taken=spread),
+            lambda: self._experts(TRAIN, learnt, taken=spread.numpy()),
             learnt.dense.numpy(),
             learnt.label.double().numpy(),
             learnt.weight.double().numpy(),
@@ -202,7 +199,7 @@ class _Serving:
         bank = self.parent.manifest.banks[refitted.bank]
 
         def logits(part: int, rows: Rows, starts: Integers | None = None) -> Floats:
-            scaled = (self._experts(part, rows, starts) - np.array(bank.means)) / np.array(bank.scales)
+            scaled = bank.scaled(self._experts(part, rows, starts))
             return refitted.climbed.logits(scaled, rows.dense.numpy())
 
         return self._candidate(logits)

@@ -184,8 +184,7 @@ def _fit_trees(night: Night, name: str, parts: list[Part]) -> int | None:
     trees = fit_trees_to_rows(learnt, later, night.settings)
     if trees is None:
         return None
-    text = trees.booster.model_to_string(num_iteration=trees.rounds)
-    artifacts.write_text(night.folder / "trees" / f"{name}.txt", text)
+    artifacts.write_text(night.folder / "trees" / f"{name}.txt", trees.text())
     return trees.rounds
 
 

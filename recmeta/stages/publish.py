@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import torch
 from safetensors.torch import load_file
 
@@ -241,8 +240,8 @@ class _Making:
         )
 
     def _challenger(self, name: str) -> Trees:
-        booster = lightgbm.Booster(model_file=str(self.night.folder / "trees" / f"{name}.txt"))
-        return Trees(booster, booster.current_iteration())
+        file = self.night.folder / "trees" / f"{name}.txt"
+        return Trees.from_text(file.read_text(encoding="utf-8"))
 
     def _export_trees(self, name: str, trees: Trees, path: Path, probe: Rows) -> None:
         export_trees(trees, path)

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +20,7 @@ from recmeta.bundle.store import Bundle
 from recmeta.contexts import Context
 from recmeta.evaluation.baselines import Trees
 from recmeta.settings import Settings
-from recmeta.transfer.ladder import Climbed, Labelled, climb, kind_of, settle, step_for
+from recmeta.transfer.ladder import Climbed, Labelled, Terms, climb, kind_of, settle, step_for
 from recmeta.transfer.prospects import Prospects
 from recmeta.transfer.stack import Stack
 
@@ -56,8 +54,7 @@ class Refitted:
         """Write it into the night's folder; trees first, so that who finds the entry finds them."""
         residual = self.climbed.residual
         if residual is not None:
-            text = residual.booster.model_to_string(num_iteration=residual.rounds)
-            artifacts.write_text(night / FOLDER / f"{context}.txt", text)
+            artifacts.write_text(night / FOLDER / f"{context}.txt", residual.text())
         artifacts.write_json(night / FOLDER / f"{context}.json", self.entry().model_dump(mode="json"))
 
 
@@ -66,8 +63,7 @@ def read_refitted(night: Path, context: str) -> Refitted:
     entry = StackEntry.model_validate(artifacts.read_json(night / FOLDER / f"{context}.json"))
     residual = None
     if entry.rung == "boosted":
-        booster = lightgbm.Booster(model_file=str(night / FOLDER / f"{context}.txt"))
-        residual = Trees(booster, booster.current_iteration())
+        residual = Trees.from_text((night / FOLDER / f"{context}.txt").read_text(encoding="utf-8"))
     stack = Stack(np.array(entry.weights), entry.intercept)
     return Refitted(entry.bank, Climbed(entry.rung, stack, residual), entry.positives, entry.rows)
 
@@ -100,14 +96,9 @@ def refit(
     if serving.serves != "stack" or serving.stack is None or min(positives, len(label) - positives) < 2:
         return None
     bank, prospects = parent.manifest.banks[serving.stack.bank], Prospects.read(parent.evidence)
-    scales = np.array(bank.scales)
-    rows = Labelled((experts() - np.array(bank.means)) / scales, dense, label, weight)
-    step = step_for(prospects.policy(kind_of(declared)), positives)
-    options: dict[str, Any] = {
-        "rate": prospects.rate(),
-        "threads": settings.training.threads,
-        "seed": settings.training.seed,
-    }
-    step = settle(step, rows, scales, settings.transfer, **options)
-    climbed = climb(step, rows, scales, settings.transfer, **options)
+    rows = Labelled(bank.scaled(experts()), dense, label, weight)
+    training = settings.training
+    terms = Terms(np.array(bank.scales), prospects.rate(), settings.transfer, training.threads, training.seed)
+    step = settle(step_for(prospects.policy(kind_of(declared)), positives), rows, terms)
+    climbed = climb(step, rows, terms)
     return Refitted(serving.stack.bank, climbed, positives, len(label))

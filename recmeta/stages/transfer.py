@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 
 from recmeta import artifacts
@@ -86,10 +85,7 @@ def read_evidence(night: Night) -> dict[str, Any] | None:
 
 
 def _read_trees(file: Path) -> Trees | None:
-    if not file.exists():
-        return None
-    booster = lightgbm.Booster(model_file=str(file))
-    return Trees(booster, booster.current_iteration())
+    return Trees.from_text(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _make(night: Night, progress: Progress | None) -> None:
@@ -166,9 +162,7 @@ def _write_bank(bank: Bank, folder: Path) -> None:
     if bank.role_trees is not None:
         named["role-trees"] = bank.role_trees
     for name, trees in named.items():
-        artifacts.write_text(
-            folder / f"{name}.txt", trees.booster.model_to_string(num_iteration=trees.rounds)
-        )
+        artifacts.write_text(folder / f"{name}.txt", trees.text())
     artifacts.write_json(
         folder / "bank.json",
         {

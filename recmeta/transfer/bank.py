@@ -23,7 +23,7 @@ from torch import Tensor
 
 from recmeta.dataset import TRAIN, VALIDATION, Frames, Part, ThinnedLog, newcomers
 from recmeta.episodes.newcomers import Newcomers
-from recmeta.episodes.rows import Rows, concat
+from recmeta.episodes.rows import Rows, concat, evenly
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees, fit_trees_to_rows
 from recmeta.features.assembly import FeatureSpace, Float32s
@@ -158,7 +158,10 @@ def fit_bank(
         scales=np.ones(len(sources) + 1),
     )
     logits = np.concatenate(
-        [bank.experts(_spread(seen[name][TRAIN], SCALING_ROWS), name) for name in sources]
+        [
+            bank.experts(rows.take(evenly(len(rows), SCALING_ROWS)), name)
+            for name, rows in ((name, seen[name][TRAIN]) for name in sources)
+        ]
     )
     return replace(bank, means=logits.mean(axis=0), scales=np.maximum(logits.std(axis=0), 1e-3))
 
@@ -167,7 +170,7 @@ def _numbers(learnt: Learnt, part: int, name: str) -> Tensor:
     """Numbers in a part of a context's rows: at most ``transfer.rows``, evenly over time."""
     index = learnt.space.contexts.names.index(name) + 1
     found = torch.nonzero(learnt.parts[part].rows.context == index).flatten()
-    return found[_evenly(len(found), learnt.settings.transfer.rows)]
+    return found[evenly(len(found), learnt.settings.transfer.rows)]
 
 
 def _without(space: FeatureSpace, rows: Rows, name: str, gone: Sequence[str]) -> Rows:
@@ -214,13 +217,3 @@ def _role_trees(learnt: Learnt, taught: Rows, pretend: Newcomers) -> Trees | Non
         stops[of[len(of) * 9 // 10 :]] = True
     rows = replace(taught, dense=dense)
     return fit_trees_to_rows(rows.take(~stops), rows.take(stops), learnt.settings)
-
-
-def _spread(rows: Rows, most: int) -> Rows:
-    return rows.take(_evenly(len(rows), most))
-
-
-def _evenly(rows: int, most: int) -> Tensor:
-    """At most ``most`` row numbers, evenly over the rows as they come."""
-    count = min(rows, most)
-    return torch.arange(count) * rows // max(count, 1)

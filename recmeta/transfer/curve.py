@@ -2,7 +2,8 @@
 
 Every context is held out in turn with its label family. Which rung ours uses, with which prior, is decided
 for each context by the curves of the *other* families; so the curve of a context is what a surface like it
-would have got. `policy` is the same choice over all of them: what a surface that is really new gets.
+would have got. `Curves.policies` are the same choices over all of them: what a surface that is really new
+gets.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from recmeta.adaptation import adapt_few
-from recmeta.episodes.rows import Rows
+from recmeta.episodes.rows import Rows, evenly
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.cluster_errors import Area, area, interval, mean_area
 from recmeta.evaluation.metrics import log_loss
@@ -32,6 +33,7 @@ from recmeta.transfer.ladder import (
     Kind,
     Labelled,
     Step,
+    Terms,
     climb,
     kind_of,
     settle,
@@ -44,7 +46,6 @@ Progress = Callable[[str, int, int], None]
 Key = tuple[str, int]
 """Context, and how many positives it was given."""
 
-RIVALS = ("joint_fine_tune", "lightgbm", "logistic", "popularity")
 FINE_TUNE_ROWS = 3_000
 """Rows that the fine-tuned adapter sees, at the most: steps over more were no better in our study."""
 
@@ -244,8 +245,8 @@ class Curves:
         """Median gain in AUC over zero-shot, over contexts; harm beyond what is allowed counts against it.
 
         The median, because a surface that is unlike all others (its own rows will tell, see `settle`) must
-        not decide for the rest. Each hundredth of draws that are harmed in excess costs a thousandth of AUC:
-        with some twenty draws a hard limit would be decided by one of them.
+        not decide for the rest. Each hundredth of draws that are harmed in excess costs half a thousandth of
+        AUC: with some twenty draws a hard limit would be decided by one of them.
         """
         gains, below = [], []
         for name, point in found.items():
@@ -261,8 +262,7 @@ class Curves:
     # Measuring ------------------------------------------------------------------------------------
 
     def _measure(self, progress: Progress) -> None:
-        shots = self.settings.transfer.shots
-        work = 3 * len(self.held)
+        shots, work = self.settings.transfer.shots, 3 * len(self.held)
         for number, name in enumerate(self.held):
             progress("transfer", number, work)
             start = self._start(self._asking(name))
@@ -274,28 +274,29 @@ class Curves:
                         self._stacks[name, count, precision] = point
         for number, name in enumerate(self.held):
             progress("transfer", len(self.held) + number, work)
+            asking = self._asking(name)
+            step = replace(self._start(asking), rung="boosted", precision=self._precision(asking))
             for count in self.given(name)[1:]:
-                precision = self._precision(self._asking(name))
-                point = self._point(
-                    name, replace(self._start(self._asking(name)), rung="boosted", precision=precision), count
-                )
+                point = self._point(name, step, count)
                 if point is not None:
                     self._boosted[name, count] = point
-        for number, name in enumerate(self.held):
+        for number, (name, held) in enumerate(self.held.items()):
             progress("transfer", 2 * len(self.held) + number, work)
+            asking = self._asking(name)
+            start, ladder = self._start(asking), self._ladder(asking)
+            popularity = _point(held, [_popularity(held)])
             for count in self.given(name):
                 found: dict[str, Point | None] = {
-                    "zero_shot": self._point(name, self._start(self._asking(name)), count),
-                    "ours": self._ours(name, count),
-                    "popularity": _point(self.held[name], [_popularity(self.held[name])]),
-                    **(self._rivals(self.held[name], count) if count else {}),
+                    "zero_shot": self._point(name, start, count),
+                    "ours": self._ours(name, step_for(ladder, count), count),
+                    "popularity": popularity,
+                    **(self._rivals(held, count) if count else {}),
                 }
                 self.points[name][count] = {method: point for method, point in found.items() if point}
         progress("transfer", work, work)
 
-    def _ours(self, name: str, count: int) -> Point | None:
+    def _ours(self, name: str, step: Step, count: int) -> Point | None:
         """What the other families' evidence, and then the surface's own rows, let serve."""
-        step = step_for(self._ladder(self._asking(name)), count)
         self.rungs[name, count] = defaultdict(int)
         logits = []
         for draw in range(self._draws(name, count)):
@@ -325,11 +326,9 @@ class Curves:
             held.pool.label.numpy()[shots.rows].astype(np.float64),
             shots.weight,
         )
-        given = (labelled, held.bank.scales, self.settings.transfer)
         training = self.settings.training
-        if settled:
-            step = settle(step, *given, rate=held.rate, threads=training.threads, seed=training.seed)
-        return climb(step, *given, rate=held.rate, threads=training.threads, seed=training.seed)
+        terms = Terms(held.bank.scales, held.rate, self.settings.transfer, training.threads, training.seed)
+        return climb(settle(step, labelled, terms) if settled else step, labelled, terms)
 
     def _rivals(self, held: HeldOut, count: int) -> dict[str, Point | None]:
         logits: dict[str, list[Floats]] = defaultdict(list)
@@ -398,9 +397,7 @@ def _scratch_logistic(rows: Rows, weight: Floats, test: Rows) -> Floats:
 def _fine_tuned(held: HeldOut, rows: Rows, weight: Floats, settings: Settings) -> Floats:
     """The network as it reads newcomers, with an adapter fitted to the shots."""
     network = held.bank.network
-    seen = rows.take(
-        torch.arange(min(len(rows), FINE_TUNE_ROWS)) * len(rows) // min(len(rows), FINE_TUNE_ROWS)
-    )
+    seen = rows.take(evenly(len(rows), FINE_TUNE_ROWS))
     adapter = adapt_few(network, _as_unknown(seen), settings.training)
     learnt = predict_logits(network, _as_unknown(rows), adapter)
     return predict_logits(network, _as_unknown(held.test), adapter) + fit_intercept(

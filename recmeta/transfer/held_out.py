@@ -16,7 +16,7 @@ import polars as pl
 import torch
 
 from recmeta.dataset import TEST, TRAIN, VALIDATION
-from recmeta.episodes.rows import Rows, concat
+from recmeta.episodes.rows import Rows, concat, evenly
 from recmeta.features.assembly import Float32s
 from recmeta.features.thinning import SHARES, thinned_blocks
 from recmeta.transfer.bank import Bank, Learnt
@@ -54,8 +54,7 @@ def hold_out(learnt: Learnt, bank: Bank, context: str, until: datetime) -> HeldO
     index = learnt.space.contexts.names.index(context) + 1
     parts = {part: learnt.parts[part].of_context(index) for part in (TRAIN, VALIDATION, TEST)}
     pool = concat([parts[TRAIN].rows, parts[VALIDATION].rows])
-    count = min(len(pool), learnt.settings.transfer.rows)
-    pool = pool.take(torch.arange(count) * len(pool) // max(count, 1))
+    pool = pool.take(evenly(len(pool), learnt.settings.transfer.rows))
     cold_pool, cold_test = _cold(bank, pool, context), _cold(bank, parts[TEST].rows, context)
     return HeldOut(
         context=context,

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recmeta.contexts import Context, SampledNegatives
+from recmeta.episodes.rows import evenly
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.metrics import row_log_losses
 from recmeta.settings import TransferSettings
@@ -94,29 +95,25 @@ def step_for(policy: Sequence[Step], positives: int) -> Step:
     return max(reached, key=lambda step: step.from_positives) if reached else policy[0]
 
 
-def climb(
-    step: Step,
-    shots: Labelled,
-    scales: Floats,
-    settings: TransferSettings,
-    *,
-    rate: float,
-    threads: int = 1,
-    seed: int = 0,
-) -> Climbed:
-    """Fit what serves on a step of the ladder.
+@dataclass(frozen=True)
+class Terms:
+    """What every step of a surface's ladder is fitted with."""
 
-    Args:
-        step: rung and prior.
-        shots: the surface's labelled rows; there may be none.
-        scales: of the experts, [M].
-        settings: of the residual.
-        rate: share of positives that is expected of a surface nobody knows.
-        threads: of LightGBM.
-        seed: of LightGBM.
-    """
+    scales: Floats
+    """Of the experts, [M]."""
+    rate: float
+    """Share of positives that is expected of a surface nobody knows."""
+    settings: TransferSettings
+    """Of the residual."""
+    threads: int = 1
+    """Of LightGBM; the seed likewise."""
+    seed: int = 0
+
+
+def climb(step: Step, shots: Labelled, terms: Terms) -> Climbed:
+    """Fit what serves on a step of the ladder to a surface's labelled rows; there may be none."""
     scaled, dense, label, weight = shots.scaled, shots.dense, shots.label, shots.weight
-    prior = prior_weights(scales, step.newcomer)
+    rate, prior = terms.rate, prior_weights(terms.scales, step.newcomer)
     if step.rung == "zero_shot" or not len(label):
         expected = float(np.log(rate / (1.0 - rate)))
         stack = Stack(prior, fit_intercept(scaled @ prior, label, weight, expected))
@@ -126,7 +123,7 @@ def climb(
         return Climbed("stack", stack, None)
     linear = scaled @ stack.weights
     start = linear + fit_intercept(linear, label, np.ones(len(label)), 0.0)
-    residual = fit_residual(dense, label, start, settings, threads=threads, seed=seed)
+    residual = fit_residual(dense, label, start, terms.settings, threads=terms.threads, seed=terms.seed)
     if residual is None:
         return Climbed("stack", stack, None)
     whole = linear + residual.logits(dense)
@@ -144,29 +141,20 @@ SURE = 1.645
 goes before."""
 
 
-def settle(
-    step: Step,
-    shots: Labelled,
-    scales: Floats,
-    settings: TransferSettings,
-    *,
-    rate: float,
-    threads: int = 1,
-    seed: int = 0,
-) -> Step:
+def settle(step: Step, shots: Labelled, terms: Terms) -> Step:
     """Return the step that serves: the policy's, unless the surface's own rows surely like another better.
 
     A surface may be unlike all that is known. Rungs are compared by the log-loss of rows that were left out
-    in turn, every row counted once; arguments as for `climb`.
+    in turn, every row counted once.
     """
     if len(shots.label) > MOST_TO_SETTLE:
         kept = np.zeros(len(shots.label), dtype=np.bool_)
-        kept[np.arange(MOST_TO_SETTLE) * len(shots.label) // MOST_TO_SETTLE] = True
+        kept[evenly(len(shots.label), MOST_TO_SETTLE).numpy()] = True
         shots = shots.take(kept)
     positives = int(shots.label.sum())
     if positives < LEAST_TO_SETTLE or positives == len(shots.label):
         return step
-    fold = _folds(shots.label, seed)
+    fold = _folds(shots.label, terms.seed)
     losses: dict[Rung, Floats] = {}
     for rung in RUNGS:
         losses[rung] = np.empty(len(shots.label))
@@ -174,15 +162,7 @@ def settle(
             out = fold == number
             learnt, left = shots.take(~out), shots.take(out)
             learnt = replace(learnt, weight=np.ones(len(learnt.label)))
-            climbed = climb(
-                replace(step, rung=rung),
-                learnt,
-                scales,
-                settings,
-                rate=rate,
-                threads=threads,
-                seed=seed,
-            )
+            climbed = climb(replace(step, rung=rung), learnt, terms)
             losses[rung][out] = row_log_losses(left.label, climbed.logits(left.scaled, left.dense))
     best = step.rung
     for rung in RUNGS:

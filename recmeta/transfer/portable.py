@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from recmeta.dataset import PURGED, TRAIN, Frames, Vocabularies, newcomers, tensors, thinned_logs
 from recmeta.episodes.newcomers import Newcomers
-from recmeta.episodes.rows import Rows, concat
+from recmeta.episodes.rows import Rows, concat, evenly
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees, fit_trees_to_rows
@@ -130,7 +129,8 @@ def fit_portable(
     sources = tuple(learnt)
     trees = {name: fit_trees_to_rows(*parts, settings) for name, parts in learnt.items()}
     pooled = [concat([parts[part] for parts in learnt.values()]) for part in (0, 1)]
-    sample = np.concatenate([_spread(parts[0].dense, SCALING_ROWS).numpy() for parts in learnt.values()])
+    dense = [earlier.dense[evenly(len(earlier), SCALING_ROWS)] for earlier, _ in learnt.values()]
+    sample = torch.cat(dense).numpy()
     bank = PortableBank(
         columns=columns,
         sources=sources,
@@ -155,8 +155,7 @@ def _rows(
     kept = np.full(len(frames.part), PURGED, dtype=np.int8)
     for name in contexts.names:
         numbers = np.flatnonzero((frames.table["context"] == name).to_numpy())
-        count = min(len(numbers), settings.transfer.rows)
-        kept[numbers[np.arange(count) * len(numbers) // max(count, 1)]] = TRAIN
+        kept[numbers[evenly(len(numbers), settings.transfer.rows).numpy()]] = TRAIN
     frames = replace(frames, part=kept)
     nobody = Vocabularies(Vocabulary(), Vocabulary(), Vocabulary())
     rows = tensors(frames, contexts, nobody, NO_HISTORY)[TRAIN].rows
@@ -176,11 +175,6 @@ def _rate(rows: Rows) -> float:
 
 def _of(rows: Rows, source: int) -> Rows:
     return replace(rows, context=torch.full_like(rows.context, source))
-
-
-def _spread(dense: Tensor, most: int) -> Tensor:
-    count = min(len(dense), most)
-    return dense[torch.arange(count) * len(dense) // max(count, 1)]
 
 
 def _network(

@@ -16,7 +16,7 @@ import torch
 
 from recmeta.adaptation import adapt
 from recmeta.dataset import TEST, TRAIN, VALIDATION
-from recmeta.episodes.rows import Rows, concat
+from recmeta.episodes.rows import Rows, concat, evenly
 from recmeta.evaluation.baselines import Trees, fit_trees_to_rows
 from recmeta.evaluation.cluster_errors import Area, area, difference, interval
 from recmeta.model_folder import load_model
@@ -291,8 +291,7 @@ def _with_context(rows: Rows, contexts: int) -> Rows:
 
 def _thinned(rows: Rows, learnt: Learnt) -> Rows:
     """At most ``transfer.rows`` of the rows, evenly over them as they come."""
-    count = min(len(rows), learnt.settings.transfer.rows)
-    return rows.take(torch.arange(count) * len(rows) // max(count, 1))
+    return rows.take(evenly(len(rows), learnt.settings.transfer.rows))
 
 
 def _stacked(learnt: Learnt, full: Bank, name: str) -> Floats:

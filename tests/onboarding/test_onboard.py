@@ -276,8 +276,8 @@ def test_a_rung_that_its_own_rows_speak_against_makes_room_for_the_next(
     from recmeta import onboarding
     from recmeta.transfer.ladder import climb
 
-    def spoilt(step: Any, shots: Any, *arguments: Any, **options: Any) -> Any:
-        found = climb(step, shots, *arguments, **options)
+    def spoilt(step: Any, shots: Any, terms: Any) -> Any:
+        found = climb(step, shots, terms)
         if step.rung == "boosted":
             stack = type(found.stack)(-found.stack.weights, found.stack.intercept + 5.0)
             return type(found)(found.rung, stack, found.residual)
