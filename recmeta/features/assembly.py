@@ -75,6 +75,36 @@ def stored_block(values: Float32s, there: npt.NDArray[np.bool_], instants: npt.N
     return Block(counters, np.where(there, hours, np.nan))
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What rows of one context read: contexts by their number in `sources`."""
+
+    sources: tuple[str, ...]
+    views: Mapping[str, tuple[str, ...]]
+    """By kind, of each source."""
+    target: int
+    others: list[int]
+    rates: list[tuple[int, list[tuple[int, int]]]]
+    """The counter of positives, and what they are a share of: (source, counter)."""
+
+
+@dataclass(frozen=True)
+class _PartLayout:
+    """Where the columns of one kind stand among each other; counters by their number in a row."""
+
+    places: npt.NDArray[np.int64]
+    named: Mapping[str, tuple[slice, list[int]]]
+    roles: list[int]
+    hours: npt.NDArray[np.bool_]
+    """Of `roles`: which are hours."""
+    mean: slice
+    peak: slice
+    target: slice
+    rates: range
+    age: int
+    """And seen, one further."""
+
+
 class FeatureSpace:
     """The columns of a dense row, given the declared contexts and the counters' half-lives."""
 
@@ -92,6 +122,14 @@ class FeatureSpace:
         self.names = self._layout()
         self._index = {name: index for index, name in enumerate(self.names)}
         self.size = len(self.names)
+        self._empty = empty_state(1, self.half_lives)[0]
+        self._reads: dict[str, _Read] = {}
+        self._strangers: dict[str, Float32s] = {}
+        self._hours = np.array([name.startswith("hours") for name in self._counters])
+        self._roles = {role: self._role_names(role) for role in ("target", "mean")}
+        self._parts = {kind: self._part_layout(kind) for kind in KINDS}
+        self.places = {kind: layout.places for kind, layout in self._parts.items()}
+        """Where the columns stand that `part` makes, by kind."""
         self.digest = digest_of(
             list(self.names),
             [half_life.total_seconds() for half_life in self.half_lives],
@@ -124,6 +162,41 @@ class FeatureSpace:
             names += [f"rate:{kind}:total", f"rate:{kind}:{self._longest}"]
         names += ["age:item", "age:user", "seen:item", "seen:user", SAMPLED]
         return (*names, "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
+
+    def _part_layout(self, kind: str) -> _PartLayout:
+        """Where `part` puts what, in its own columns, and which counters that is."""
+        places: list[int] = []
+
+        def take(prefix: str, counters: Sequence[str]) -> slice:
+            places.extend(self._index[f"{prefix}:{counter}"] for counter in counters)
+            return slice(len(places) - len(counters), len(places))
+
+        def read(counters: Sequence[str]) -> list[int]:
+            return [self._counters.index(counter) for counter in counters]
+
+        named = {}
+        for name in self.named:
+            own = self._columns(kind, negatives=bool(self.contexts[name].negative_events))
+            named[name] = (take(f"{name}:{kind}", own), read(own))
+        roles = self._columns(kind, negatives=self._negatives)
+        pair = kind == USER_ITEM
+        mean, peak = (take(f"{role}:{kind}", () if pair else roles) for role in ("mean", "peak"))
+        target = take(f"target:{kind}", roles)
+        rates = take(f"rate:{kind}", () if pair else ("total", self._longest))
+        age = len(places)
+        if not pair:
+            places += [self._index[f"age:{kind}"], self._index[f"seen:{kind}"]]
+        return _PartLayout(
+            places=np.array(places, dtype=np.int64),
+            named=named,
+            roles=read(roles),
+            hours=np.array([counter.startswith("hours") for counter in roles]),
+            mean=mean,
+            peak=peak,
+            target=target,
+            rates=range(rates.start, rates.stop),
+            age=age,
+        )
 
     def popularity_column(self) -> str:
         """The column that the popularity baseline ranks by: the item's recent positives in the target."""
@@ -201,87 +274,117 @@ class FeatureSpace:
             ContextError: ``context`` is not declared.
             SchemaError: a block whose shape is not [n, W].
         """
-        rows = len(instants)
-        sources = self.contexts.feature_sources(context)
-        counters = {
-            (name, kind): self._advanced(view_name(kind, name), blocks, rows)
-            for name in sources
-            for kind in KINDS
-        }
-        dense = np.zeros((rows, self.size), dtype=np.float32)
-        for (name, kind), values in counters.items():
-            if name not in self.named:
-                continue
-            for column in self._columns(kind, negatives=bool(self.contexts[name].negative_events)):
-                dense[:, self._index[f"{name}:{kind}:{column}"]] = self._shown(values, column)
-        self._put_roles(dense, context, sources, counters)
-        self._put_rates(dense, context, counters)
-        for kind in (ITEM, USER):
-            first = np.max([counters[name, kind][:, -1] for name in sources], axis=0)
-            dense[:, self._index[f"age:{kind}"]] = np.log1p(np.maximum(first, 0.0))
-            dense[:, self._index[f"seen:{kind}"]] = first >= 0
+        dense = np.empty((len(instants), self.size), dtype=np.float32)
+        for kind in KINDS:
+            dense[:, self.places[kind]] = self.part(kind, context, blocks, len(instants))
         dense[:, self._index[SAMPLED]] = self._is_sampled(context)
         _put_time(dense[:, -4:], instants)
         return dense
 
+    def request_row(self, context: str, blocks: Mapping[str, Block], instant: int) -> Float32s:
+        """The row of an item and a user who never met, of which nothing but the user is known, [size].
+
+        What `assemble` makes of it differs in the columns at ``places[ITEM]`` and ``places[USER_ITEM]``
+        alone: put `part` of these kinds there, and the rows are the same to the bit.
+
+        Args:
+            context: the target.
+            blocks: of the user's views, one row each.
+            instant: microseconds since 1970, UTC.
+        """
+        row = self._strangers.get(context)
+        if row is None:
+            row = self._strangers[context] = self.assemble(context, {}, np.zeros(1, dtype=np.int64))
+        row = row.copy()
+        row[:, self.places[USER]] = self.part(USER, context, blocks, 1)
+        _put_time(row[:, -4:], np.array([instant], dtype=np.int64))
+        only: Float32s = row[0]
+        return only
+
+    def part(self, kind: str, context: str, blocks: Mapping[str, Block], rows: int) -> Float32s:
+        """The columns at ``places[kind]`` of ``rows`` rows: all that a user, an item, or the pair is.
+
+        Arguments and errors as for `assemble`; [rows, len(places[kind])].
+        """
+        wanted, layout = self._read_by(context), self._parts[kind]
+        counters = self._advanced(wanted.views[kind], blocks, rows)
+        shown = self._shown(counters)
+        part = np.zeros((rows, len(layout.places)), dtype=np.float32)
+        for number, name in enumerate(wanted.sources):
+            if name in layout.named:
+                where, read = layout.named[name]
+                part[:, where] = shown[number][:, read]
+        part[:, layout.target] = shown[wanted.target][:, layout.roles]
+        if kind == USER_ITEM:
+            return part
+        others = shown[wanted.others][:, :, layout.roles]
+        if not len(others):
+            others = np.where(layout.hours, _SHOWN_NEVER, np.float32(0.0))[None, None, :]
+        part[:, layout.mean] = others.sum(axis=0, dtype=np.float32) / np.float32(len(others))
+        part[:, layout.peak] = np.where(layout.hours, others.min(axis=0), others.max(axis=0))
+        for column, (hit, exposed) in zip(layout.rates, wanted.rates, strict=True):
+            hits = counters[wanted.target][:, hit]
+            exposures = np.zeros(rows, dtype=np.float32) if exposed else hits
+            for number, counter in exposed:
+                exposures += counters[number][:, counter]
+            part[:, column] = _smoothed(hits, exposures)
+        first = counters[:, :, -1].max(axis=0)
+        part[:, layout.age] = np.log1p(np.maximum(first, 0.0))
+        part[:, layout.age + 1] = first >= 0
+        return part
+
+    def _read_by(self, context: str) -> _Read:
+        """What rows of a context read; worked out once."""
+        found = self._reads.get(context)
+        if found is not None:
+            return found
+        sources = self.contexts.feature_sources(context)
+        rates = []
+        for suffix in ("", f"_{self._longest}"):
+            terms = [term.split(":") for term in self._exposures_of(context)]
+            exposed = [
+                (sources.index(name), self._counters.index(f"{counter}{suffix}"))
+                for name, counter in terms
+                if name in sources
+            ]
+            rates.append((self._counters.index(f"positives{suffix}"), exposed))
+        found = self._reads[context] = _Read(
+            sources=sources,
+            views={kind: tuple(view_name(kind, name) for name in sources) for kind in KINDS},
+            target=sources.index(context),
+            others=[number for number, name in enumerate(sources) if name != context],
+            rates=rates,
+        )
+        return found
+
     def _is_sampled(self, context: str) -> bool:
         return isinstance(self.contexts[context].negatives.source, SampledNegatives)
 
-    def _advanced(self, view: str, blocks: Mapping[str, Block], rows: int) -> Float32s:
-        """A view's counters at the rows' instants; those of nothing where there is no row."""
-        values = empty_state(rows, self.half_lives)
-        block = blocks.get(view)
-        if block is None:
-            return values
-        if block.values.shape != values.shape or block.hours.shape != (rows,):
-            raise SchemaError(
-                f"view {view}: expected values {values.shape} and hours {(rows,)}, "
-                f"found {block.values.shape} and {block.hours.shape}"
-            )
-        there = np.flatnonzero(block.hours >= 0)
-        values[there] = advance(block.values[there], block.hours[there], self.half_lives)
-        return values
+    def _advanced(self, views: Sequence[str], blocks: Mapping[str, Block], rows: int) -> Float32s:
+        """Counters of some views at the rows' instants, [views, rows, W]."""
+        values = np.zeros((len(views), rows, len(self._counters)), dtype=np.float32)
+        hours = np.full((len(views), rows), -1.0)
+        for number, view in enumerate(views):
+            block = blocks.get(view)
+            if block is None:
+                continue
+            if block.values.shape != values.shape[1:] or block.hours.shape != (rows,):
+                raise SchemaError(
+                    f"view {view}: expected values {values.shape[1:]} and hours {(rows,)}, "
+                    f"found {block.values.shape} and {block.hours.shape}"
+                )
+            values[number], hours[number] = block.values, block.hours
+        there = hours >= 0
+        advanced = np.empty_like(values)
+        advanced[...] = self._empty
+        advanced[there] = advance(values[there], hours[there], self.half_lives)
+        return advanced
 
-    def _shown(self, values: Float32s, counter: str) -> Float32s:
-        """One counter as a model reads it: logarithms of counts and of hours."""
-        column = np.ascontiguousarray(values[:, self._counters.index(counter)])
-        if counter.startswith("hours"):
-            column = np.where(column < 0, np.float32(NO_ROW_HOURS), column)
-        return np.log1p(column, dtype=np.float32)
-
-    def _put_roles(
-        self,
-        dense: Float32s,
-        context: str,
-        sources: Sequence[str],
-        counters: Mapping[tuple[str, str], Float32s],
-    ) -> None:
-        others = [name for name in sources if name != context]
-        for kind in KINDS:
-            for column in self._columns(kind, negatives=self._negatives):
-                target = self._shown(counters[context, kind], column)
-                dense[:, self._index[f"target:{kind}:{column}"]] = target
-                if kind == USER_ITEM:
-                    continue
-                shown = [self._shown(counters[name, kind], column) for name in others]
-                if not shown and column.startswith("hours"):
-                    shown = [np.full(len(dense), np.log1p(np.float32(NO_ROW_HOURS)), dtype=np.float32)]
-                if shown:
-                    total = np.sum(shown, axis=0, dtype=np.float32)
-                    dense[:, self._index[f"mean:{kind}:{column}"]] = total / np.float32(len(shown))
-                    peak = np.min if column.startswith("hours") else np.max
-                    dense[:, self._index[f"peak:{kind}:{column}"]] = peak(shown, axis=0)
-
-    def _put_rates(self, dense: Float32s, context: str, counters: Mapping[tuple[str, str], Float32s]) -> None:
-        for kind in (USER, ITEM):
-            for label, suffix in (("total", ""), (self._longest, f"_{self._longest}")):
-                hits = counters[context, kind][:, self._counters.index(f"positives{suffix}")]
-                terms = [tuple(term.split(":")) for term in self._exposures_of(context)]
-                read = [(name, counter) for name, counter in terms if (name, kind) in counters]
-                exposures = np.zeros(len(dense), dtype=np.float32) if read else hits
-                for name, counter in read:
-                    exposures += counters[name, kind][:, self._counters.index(f"{counter}{suffix}")]
-                dense[:, self._index[f"rate:{kind}:{label}"]] = _smoothed(hits, exposures)
+    def _shown(self, values: Float32s) -> Float32s:
+        """Counters [..., W] as a model reads them: logarithms of counts and of hours."""
+        never = self._hours & (values < 0)
+        shown: Float32s = np.log1p(np.where(never, np.float32(NO_ROW_HOURS), values), dtype=np.float32)
+        return shown
 
     # Rows seen otherwise --------------------------------------------------------------------------
 
@@ -301,7 +404,7 @@ class FeatureSpace:
             ContextError: ``target`` or a hidden one has no named columns.
         """
         seen = self._without(dense, hidden, target)
-        for column, name in self._role_names("target"):
+        for column, name in self._roles["target"]:
             source = self._index.get(f"{target}:{name}")
             seen[:, column] = self._nothing(name) if source is None else seen[:, source]
         exposures = [] if target is None else self._exposures_of(target)
@@ -336,10 +439,10 @@ class FeatureSpace:
             blocks: of the context's own views, as for `assemble`; one that is left out has no rows.
         """
         seen = dense.copy()
-        own = {kind: self._advanced(view_name(kind, context), blocks, len(dense)) for kind in KINDS}
-        for column, name in self._role_names("target"):
-            kind, counter = name.split(":")
-            seen[:, column] = self._shown(own[kind], counter)
+        own = {kind: self._advanced([view_name(kind, context)], blocks, len(dense))[0] for kind in KINDS}
+        for kind, counters in own.items():
+            layout = self._parts[kind]
+            seen[:, layout.places[layout.target]] = self._shown(counters)[:, layout.roles]
         for kind in (USER, ITEM):
             for label, suffix in (("total", ""), (self._longest, f"_{self._longest}")):
                 hits = own[kind][:, self._counters.index(f"positives{suffix}")]
@@ -366,7 +469,7 @@ class FeatureSpace:
         left = [name for name in self.named if name not in hidden]
         read = left if target is None else self.contexts.feature_sources(target)
         others = [name for name in left if name != target and name in read]
-        for column, name in self._role_names("mean"):
+        for column, name in self._roles["mean"]:
             empty = self._nothing(name)
             shown = [
                 seen[:, self._index[f"{other}:{name}"]]
