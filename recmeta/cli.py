@@ -382,6 +382,42 @@ def verdict(workspace: Workspace, as_json: AsJson = False) -> None:
     _show(found, as_json, lambda: reports.verdict_tables(found))
 
 
+@app.command("off-policy")
+def off_policy(
+    workspace: Workspace,
+    context: Annotated[str, typer.Option("--context", "-c", metavar="NAME", help="The surface.")],
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long after serving an engagement counts (30m, 1d); left out: the context's own window.",
+        ),
+    ] = None,
+    clip: Annotated[float, typer.Option(min=1, help="The largest weight of a row in clipped IPS.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what served lists were worth, and what they would be worth with nothing tried.
+
+    From the served log and the events that were ingested since: IPS, SNIPS and doubly robust estimates.
+    """
+    _existing(workspace)
+    from recmeta import reports
+    from recmeta.contexts import load_contexts
+    from recmeta.serving.policy_value import value_of_served
+    from recmeta.settings import load_settings
+
+    settings = load_settings(workspace)
+    found = value_of_served(
+        settings,
+        load_contexts(settings.contexts_file),
+        context,
+        _store(workspace).champion_version(),
+        within=within,
+        clip=clip,
+    )
+    _show(found, as_json, lambda: reports.off_policy_tables(found))
+
+
 @app.command()
 def report(
     workspace: Workspace,

@@ -284,14 +284,42 @@ def _padded(lists: pl.Series, vocabulary: Vocabulary, width: int) -> npt.NDArray
     return padded
 
 
+def propensity_weights(table: pl.DataFrame, clip: float) -> npt.NDArray[np.float32]:
+    """Return min(1 / propensity, clip) of each row, with mean 1 over a context's rows that have one, [n].
+
+    Inverse propensities make a loss that of rows shown alike (Schnabel et al. 2016); a row without a
+    propensity weighs 1.
+
+    Args:
+        table: context, and propensity in (0, 1] or null.
+        clip: at least 1.
+    """
+    inverse = (1.0 / pl.col("propensity").cast(pl.Float64)).clip(upper_bound=clip)
+    share = inverse / inverse.mean().over("context")
+    found = table.select(share.fill_null(1.0).cast(pl.Float32)).to_series().to_numpy()
+    return np.array(found, dtype=np.float32)
+
+
 def tensors(
-    frames: Frames, contexts: Contexts, vocabularies: Vocabularies, history_length: int
+    frames: Frames,
+    contexts: Contexts,
+    vocabularies: Vocabularies,
+    history_length: int,
+    *,
+    propensity_clip: float | None = None,
 ) -> dict[int, Part]:
-    """Turn frames into tensors: a `Part` for each of TRAIN, VALIDATION and TEST."""
+    """Turn frames into tensors: a `Part` for each of TRAIN, VALIDATION and TEST.
+
+    With a ``propensity_clip`` training rows weigh as by `propensity_weights`; later rows never do.
+    """
     table = frames.table
     context = table["context"].replace_strict(
         {name: index for index, name in enumerate(contexts.names, start=1)}, return_dtype=pl.Int64
     )
+    weight = table["weight"].to_numpy().astype(np.float32)
+    if propensity_clip is not None:
+        train = frames.part == TRAIN
+        weight[train] *= propensity_weights(table.filter(pl.Series(train)), propensity_clip)
     rows = Rows(
         dense=torch.from_numpy(frames.dense),
         user=torch.from_numpy(_indices(table["user_id"], vocabularies.users)),
@@ -302,7 +330,7 @@ def tensors(
         history=torch.from_numpy(_padded(table["history"], vocabularies.items, history_length)),
         context=torch.from_numpy(context.to_numpy().astype(np.int64)),
         label=torch.from_numpy(table["label"].to_numpy().astype(np.float32)),
-        weight=torch.from_numpy(table["weight"].to_numpy().astype(np.float32)),
+        weight=torch.from_numpy(weight),
         time=torch.from_numpy(table["event_timestamp"].dt.epoch("us").to_numpy().astype(np.int64)),
         group=torch.from_numpy(
             table.select(pl.struct("context", "group").rank("dense")).to_series().to_numpy().astype(np.int64)

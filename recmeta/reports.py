@@ -369,3 +369,34 @@ def _short(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_short(inner) for inner in value)
     return str(value)
+
+
+def off_policy_tables(found: Mapping[str, Any]) -> list[RenderableType]:
+    """What a served list was worth, what it would be worth greedily, and what the log cannot tell."""
+    rows, notes = [], []
+    for policy, told in found["policies"].items():
+        if told is None:
+            notes.append(f"champion: {found['champion'] or 'none'} has answered none of these requests")
+            continue
+        for name, value in told["estimates"].items():
+            if policy == "greedy" or name != "logged":
+                rows.append((policy if name != "logged" else "as served", name, _worth(value)))
+        notes += [f"{policy}: {warning}" for warning in told["warnings"]]
+    title = f"Engagements a served list in {found['context']}: value [95 % interval]"
+    share = found["tried"] / found["slots"]
+    return [
+        table(title, ("policy", "estimator", "value"), rows, numeric=("value",)),
+        Text(
+            f"{found['requests']:,} lists, {found['engaged']:,} engagements, {share:.1%} of the slots tried "
+            f"another item than the best; {found['open_requests']:,} are left out: their outcome is open."
+        ),
+        *(Text(f"Note: {note}") for note in notes),
+    ]
+
+
+def _worth(value: Mapping[str, float | None]) -> str:
+    if value["value"] is None:
+        return "-"
+    if value["low"] is None or value["high"] is None:
+        return f"{value['value']:.4f}"
+    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"

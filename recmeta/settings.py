@@ -160,6 +160,13 @@ class TrainingSettings(_Group):
         "because a quarter cost known contexts 1 % of their log-loss (Deskdrop, validation rows, two seeds): "
         "a network of its own reads newcomers, see transfer",
     )
+    propensity_clip: float | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda clip: clip is None,  # nights that do without keep their names
+        description="rows weigh 1 / propensity, at most this, and 1 on the mean of their context: learn what "
+        "would happen if all were shown alike",
+    )
     max_steps: int = Field(default=1500, ge=1)
     warm_steps: int = Field(default=150, ge=1, description="steps of a night that starts from the last one's")
     check_every: int = Field(default=50, ge=1, description="steps between two looks at later data")
@@ -258,6 +265,24 @@ class GateSettings(_Group):
     parity: float = Field(default=1e-4, gt=0, description="largest logit difference, torch to ONNX Runtime")
 
 
+class ContextExploration(_Group):
+    """How a context's lists may differ from its ranking. Without a budget they never do."""
+
+    strategy: Literal["epsilon_greedy", "plackett_luce"] = Field(
+        default="epsilon_greedy",
+        description="now and then any of the best; or a draw by scores with noise, the Thompson-style one",
+    )
+    epsilon: float = Field(default=0.1, gt=0, le=1, description="how often a slot holds any of the pool")
+    temperature: float = Field(default=0.5, gt=0, description="of plackett_luce, in log odds")
+    pool: int = Field(default=50, ge=1, description="of how many of the best items a slot may hold any")
+    budget: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a day's slots, in each process, that may hold anything but the best",
+    )
+
+
 class ServingSettings(_Group):
     """What a recommender considers, and what the server accepts."""
 
@@ -277,6 +302,9 @@ class ServingSettings(_Group):
     )
     refresh_seconds: float = Field(
         default=2.0, ge=0, description="how soon a running server sees a newly promoted bundle"
+    )
+    exploration: dict[str, ContextExploration] = Field(
+        default_factory=dict, description="by context; one that is not named is never explored"
     )
 
 
@@ -356,6 +384,11 @@ class Settings(BaseSettings):
     def feast_folder(self) -> Path:
         """Feast's registry and its embedded online store."""
         return self.workspace / "feast"
+
+    @property
+    def served_folder(self) -> Path:
+        """Lists that were served, with propensities: a folder a day, whole files."""
+        return self.workspace / "served"
 
     @property
     def runs_folder(self) -> Path:

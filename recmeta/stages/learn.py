@@ -151,6 +151,7 @@ def challengers(night: Night, progress: Progress | None) -> dict[str, Any]:
         night.settings.trees.model_dump(mode="json"),
         night.settings.training.seed,
         list(counts),
+        *([clip] if (clip := night.settings.training.propensity_clip) is not None else []),
     )
     earlier = _recent_trees(night, inputs, counts)
     rounds: dict[str, int | None] = {}

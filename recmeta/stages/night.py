@@ -145,6 +145,7 @@ def labelled_tensors(night: Night) -> dict[int, Part]:
         night.contexts,
         Vocabularies.load(night.folder / "train"),
         night.settings.features.history_length,
+        propensity_clip=night.settings.training.propensity_clip,
     )
 
 
