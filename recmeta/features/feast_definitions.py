@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 from recmeta import artifacts
 from recmeta.contexts import Contexts
 from recmeta.errors import InputError
+from recmeta.features.feast_layout import PROJECT
 from recmeta.features.partitions import View, views_of
 from recmeta.features.schema import HISTORY_VIEW, KINDS, VALUES, view_name
 from recmeta.settings import Settings
 
-PROJECT = "recmeta"
 KEY_VERSION = 3
 """Feast's serialization of entity keys; the only one that 0.67 still writes."""
 

@@ -1,7 +1,6 @@
 """Rows of a view in Feast's online store: read by key, write; whichever store it is.
 
-Goes to Feast's online store interface itself, in batches: what costs time is Python's conversion of each
-value, and these rows have one. One row of the history view, under a key that no user can have, says how
+One row of the history view, under a key that no user can have, says how
 new the newest row is: as long as that is old, writing needs no look at what stands there. This module
 must never know a context or a counter.
 """
@@ -21,8 +20,9 @@ import numpy.typing as npt
 import polars as pl
 
 from recmeta.features.counters import Float32s
-from recmeta.features.partitions import HISTORY, View
-from recmeta.features.schema import VALUES
+from recmeta.features.direct_online import Backend, UserRows
+from recmeta.features.partitions import HISTORY, View, counter_view
+from recmeta.features.schema import ITEM, USER, USER_ITEM, VALUES
 
 READ_BATCH = 2_000
 WRITE_BATCH = 5_000
@@ -51,20 +51,70 @@ class OnlineRows:
         return found
 
 
-class OnlineStore:
-    """Feast's online store of one workspace; several threads may use it.
+class FeastRows:
+    """Rows through Feast's own online store interface, in batches.
+
+    What costs time is Python's conversion of each value, and these rows have one.
 
     Args:
         store: a `feast.FeatureStore`.
         views: Feast's view objects by name.
-        width: values in a counter row; rows of another width, left from other settings, count as none.
     """
 
-    def __init__(self, store: Any, views: dict[str, Any], width: int) -> None:
-        self._width = width
+    def __init__(self, store: Any, views: dict[str, Any]) -> None:
         self._config = store.config
         self._provider = store._get_provider()  # what get_online_features calls, without its conversions
         self._views = views
+
+    def close(self) -> None:
+        """Close the store's connection; the next call opens it again."""
+        online = self._provider.online_store
+        for name in ("_conn", "_client"):  # SQLite and PostgreSQL, Redis; Feast's own close is async only
+            connection = getattr(online, name, None)
+            if connection is not None:
+                connection.close()
+                setattr(online, name, None)
+
+    def get(self, view: View, keys: Sequence[tuple[str, ...]]) -> list[tuple[datetime, list[Any]] | None]:
+        """As `Backend.get`."""
+        packed = "float_list_val" if view.column == VALUES else "string_list_val"
+        rows = self._provider.online_read(
+            config=self._config,
+            table=self._views[view.name],
+            entity_keys=_entity_keys(view, keys),
+            requested_features=[view.column],
+        )
+        found: list[tuple[datetime, list[Any]] | None] = []
+        for stamp, features in rows:
+            # Redis: a key that is not there comes as an empty value of the year 1970.
+            held = features is not None and stamp and features[view.column].HasField(packed)
+            found.append((stamp, getattr(features[view.column], packed).val) if held else None)
+        return found
+
+    def put(
+        self,
+        view: View,
+        keys: Sequence[tuple[str, ...]],
+        values: Sequence[Sequence[Any]],
+        stamps: Sequence[datetime],
+    ) -> None:
+        """As `Backend.put`."""
+        packed = zip(_entity_keys(view, keys), _packed(view, values), stamps, strict=True)
+        data = [(key, {view.column: value}, stamp, stamp) for key, value, stamp in packed]
+        self._provider.online_write_batch(self._config, self._views[view.name], data, None)
+
+
+class OnlineStore:
+    """The online rows of one workspace; several threads may use it.
+
+    Args:
+        backend: who reads and writes them.
+        width: values in a counter row; rows of another width, left from other settings, count as none.
+    """
+
+    def __init__(self, backend: Backend, width: int) -> None:
+        self._backend = backend
+        self._width = width
         self._lock = threading.RLock()
 
     @property
@@ -75,31 +125,18 @@ class OnlineStore:
     def close(self) -> None:
         """Close the store's connection; the next call opens it again."""
         with self._lock:
-            online = self._provider.online_store
-            for name in ("_conn", "_client"):  # SQLite and PostgreSQL, Redis; Feast's own close is async only
-                connection = getattr(online, name, None)
-                if connection is not None:
-                    connection.close()
-                    setattr(online, name, None)
+            self._backend.close()
 
     def read(self, view: View, keys: Sequence[tuple[str, ...]]) -> OnlineRows:
         """Read the rows of some keys, in their order; keys must differ from each other."""
         values: list[Any] = []
         stamps: list[datetime | None] = []
-        packed = "float_list_val" if view.column == VALUES else "string_list_val"
         with self._lock:
             for batch in _batches(keys, READ_BATCH):
-                found = self._provider.online_read(
-                    config=self._config,
-                    table=self._views[view.name],
-                    entity_keys=_entity_keys(view, batch),
-                    requested_features=[view.column],
-                )
-                for stamp, features in found:
-                    held = getattr(features[view.column], packed).val if features else None
-                    usable = held is not None and (view.column != VALUES or len(held) == self._width)
-                    values.append(held if usable else None)
-                    stamps.append(stamp if usable else None)
+                for row in self._backend.get(view, batch):
+                    usable = row is not None and (view.column != VALUES or len(row[1]) == self._width)
+                    values.append(row[1] if row is not None and usable else None)
+                    stamps.append(row[0] if row is not None and usable else None)
         there = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
         return OnlineRows(there, values, stamps)
 
@@ -114,7 +151,7 @@ class OnlineStore:
             if newest is None or newest < instant:
                 up = timedelta(microseconds=-instant.microsecond % 1_000_000)  # SQLite cuts to whole seconds
                 stamp = instant + up
-                self._put(HISTORY, _entity_keys(HISTORY, [_NEWEST]), _packed(HISTORY, [[]]), [stamp])
+                self._backend.put(HISTORY, [_NEWEST], [[]], [stamp])
 
     def write(self, view: View, rows: pl.DataFrame, *, limit: datetime | None = None) -> int:
         """Write rows (as the view's schema has them, one a key); return how many.
@@ -132,17 +169,48 @@ class OnlineStore:
                     there = self.read(view, keys).stamps
                     chosen = [n for n, stamp in enumerate(there) if stamp is None or stamp <= limit]
                     keys, values, stamps = ([of[n] for n in chosen] for of in (keys, values, stamps))
-                self._put(view, _entity_keys(view, keys), _packed(view, values), stamps)
+                if keys:
+                    self._backend.put(view, keys, values, stamps)
             written += len(keys)
         return written
 
-    def _put(self, view: View, keys: list[Any], values: list[Any], stamps: list[datetime]) -> None:
-        data = [
-            (key, {view.column: value}, stamp, stamp)
-            for key, value, stamp in zip(keys, values, stamps, strict=True)
-        ]
-        if data:
-            self._provider.online_write_batch(self._config, self._views[view.name], data, None)
+
+class FeastReader:
+    """A server's reader of a store that only Feast can read: a call a view, and slower by that.
+
+    Args:
+        online: the rows; give the reader a store of its own.
+        width: values in a counter row.
+    """
+
+    def __init__(self, online: OnlineStore, width: int) -> None:
+        self._online = online
+        self._width = width
+
+    def close(self) -> None:
+        """As `Reader.close`."""
+        self._online.close()
+
+    def request(
+        self, user_id: str, contexts: Sequence[str], items: Sequence[str], heads: Sequence[bytes]
+    ) -> UserRows:
+        """As `Reader.request`."""
+        user, knows = self._rows(USER, contexts, [(user_id,)])
+        history = self._online.read(HISTORY, [(user_id,)]).values[0]
+        pairs, knows_pair = self._rows(USER_ITEM, contexts, [(user_id, item) for item in items])
+        met = np.flatnonzero(knows_pair.any(axis=0))
+        return UserRows(user[:, 0], knows[:, 0], tuple(history or ()), met, pairs[:, met], knows_pair[:, met])
+
+    def items(self, contexts: Sequence[str], items: Sequence[str]) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+        """As `Reader.items`."""
+        return self._rows(ITEM, contexts, [(item,) for item in items])
+
+    def _rows(
+        self, kind: str, contexts: Sequence[str], keys: Sequence[tuple[str, ...]]
+    ) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+        found = [self._online.read(counter_view(kind, name), keys) for name in contexts]
+        values = np.stack([rows.matrix(self._width) for rows in found])
+        return values, np.stack([rows.there for rows in found])
 
 
 @contextmanager
@@ -176,7 +244,7 @@ def _entity_keys(view: View, keys: Sequence[tuple[str, ...]]) -> list[Any]:
     ]
 
 
-def _packed(view: View, rows: list[list[Any]]) -> list[Any]:
+def _packed(view: View, rows: Sequence[Sequence[Any]]) -> list[Any]:
     from feast.protos.feast.types.Value_pb2 import FloatList, StringList, Value
 
     if view.column == VALUES:

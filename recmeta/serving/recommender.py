@@ -18,7 +18,8 @@ from recmeta.bundle.store import BundleStore
 from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 from recmeta.features.assembly import FeatureSpace
-from recmeta.features.feast_store import FeatureStore, OnlineFeatures
+from recmeta.features.feast_store import FeatureStore
+from recmeta.features.live import OnlineFeatures
 from recmeta.features.schema import USER_ITEM, view_name
 from recmeta.serving.answers import Answer, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue

@@ -21,7 +21,8 @@ from recmeta.events.ledger import Interval, Ledger
 from recmeta.events.store import scan_events
 from recmeta.features.assembly import Block
 from recmeta.features.build import build_features
-from recmeta.features.feast_store import FeatureStore, OnlineFeatures
+from recmeta.features.feast_store import FeatureStore
+from recmeta.features.live import OnlineFeatures
 from recmeta.features.schema import HISTORY_VIEW
 from recmeta.features.training_rows import dense_rows, feature_space, features_as_of
 

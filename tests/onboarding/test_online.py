@@ -16,7 +16,8 @@ from recmeta.contexts import load_contexts
 from recmeta.events.schema import INTERACTION_SCHEMA
 from recmeta.events.store import scan_events
 from recmeta.features.build import build_features
-from recmeta.features.feast_store import FeatureStore, OnlineFeatures
+from recmeta.features.feast_store import FeatureStore
+from recmeta.features.live import OnlineFeatures
 from recmeta.onboarding import onboard, promote_surface
 from recmeta.serving.recommender import Recommender
 from recmeta.settings import Settings, load_settings

@@ -1,0 +1,134 @@
+"""Without Feast a server reads and writes what Feast reads and writes, to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_logs import FIRST_DAY, Workspace, random_log
+
+from recmeta.errors import InputError
+from recmeta.events.store import scan_events
+from recmeta.features.assembly import stored_block
+from recmeta.features.build import build_features
+from recmeta.features.direct_online import RedisRows, open_rows
+from recmeta.features.feast_layout import pair_head
+from recmeta.features.feast_online import FeastReader, OnlineStore
+from recmeta.features.feast_store import FeatureStore
+from recmeta.features.live import LiveFeatures, row_width
+from recmeta.features.schema import KINDS, view_name
+
+DAY = timedelta(days=1)
+MIDDLE = FIRST_DAY + 6 * DAY
+ITEMS = tuple(f"i{n}" for n in range(1, 10))
+USERS = (*(f"u{n}" for n in range(6)), "stranger", "é\u2028'\"", "x" * 256)
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def stored(
+    request: pytest.FixtureRequest, new_workspace: Callable[..., Workspace]
+) -> Iterator[tuple[Workspace, FeatureStore]]:
+    """A workspace with a night in its online store."""
+    settings: dict[str, Any] = {"online": request.param}
+    if request.param == "redis":
+        settings["redis"] = request.getfixturevalue("redis_address")
+    if request.param == "postgres":
+        settings["postgres"] = request.getfixturevalue("postgres_url") + "?sslmode=disable"
+    workspace = new_workspace(stores=settings)
+    workspace.ingest(random_log(300))
+    with FeatureStore(workspace.settings, workspace.contexts) as store:
+        store.apply()
+        build_features(workspace.settings, workspace.contexts, MIDDLE)
+        store.materialize(MIDDLE)
+        yield workspace, store
+
+
+def assert_read_alike(workspace: Workspace, store: FeatureStore) -> None:
+    """Every block of every user, item and pair, through Feast and past it."""
+    width, contexts, now = row_width(workspace.settings), workspace.contexts.names, FIRST_DAY + 20 * DAY
+    opened = open_rows(workspace.settings, width)
+    reader = FeastReader(store._online, width) if opened is None else opened
+    instant = np.array([round(now.timestamp() * 1e6)])
+    heads = [pair_head(item) for item in ITEMS]
+    items, knows_item = reader.items(contexts, ITEMS)
+    pairs = 0
+    for user in USERS:
+        wanted = store.read_online(user, ITEMS, now)
+        found = reader.request(user, contexts, ITEMS, heads)
+        assert found.history == wanted.history
+        pairs += len(found.met)
+        for number, name in enumerate(contexts):
+            pair, knows_pair = np.zeros((len(ITEMS), width), np.float32), np.zeros(len(ITEMS), bool)
+            pair[found.met], knows_pair[found.met] = found.pairs[number], found.knows_pair[number]
+            rows = {
+                "user": (np.repeat(found.user[[number]], 9, 0), np.repeat(found.knows_user[[number]], 9)),
+                "item": (items[number], knows_item[number]),
+                "user_item": (pair, knows_pair),
+            }
+            for kind in KINDS:
+                block = stored_block(*rows[kind], np.repeat(instant, len(ITEMS)))
+                there = wanted.blocks[view_name(kind, name)]
+                assert np.array_equal(block.hours, there.hours, equal_nan=True), (user, kind, name)
+                known = block.hours >= 0
+                assert block.values[known].tobytes() == there.values[known].tobytes()
+    assert pairs
+    if opened is not None:
+        opened.close()
+
+
+def test_a_request_reads_what_feast_reads(stored: tuple[Workspace, FeatureStore]) -> None:
+    assert_read_alike(*stored)
+
+
+def test_what_is_written_past_feast_is_what_feast_would_have_written(
+    stored: tuple[Workspace, FeatureStore],
+) -> None:
+    workspace, store = stored
+    opened = open_rows(workspace.settings, row_width(workspace.settings))
+    if opened is None:
+        pytest.skip("PostgreSQL is written through Feast alone")
+    live = scan_events(workspace.settings, MIDDLE, FIRST_DAY + 14 * DAY).collect()
+    online = OnlineStore(opened, row_width(workspace.settings))
+    with closing(LiveFeatures(workspace.settings, workspace.contexts, online)) as direct:
+        for number, part in enumerate(live.iter_slices(9)):
+            (direct if number % 2 else store).record(part)
+        assert_read_alike(workspace, store)
+        keys = [(user,) for user in USERS]
+        for view in ("user__reading", "user__history"):
+            made = next(found for found in views(workspace) if found.name == view)
+            assert online.read(made, keys).values == [
+                None if row is None else list(row) for row in store._online.read(made, keys).values
+            ]
+            assert online.read(made, keys).stamps == store._online.read(made, keys).stamps
+        assert online.newest() == store._online.newest()
+
+
+def views(workspace: Workspace) -> tuple[Any, ...]:
+    from recmeta.features.partitions import views_of
+
+    return views_of(workspace.contexts)
+
+
+def test_a_server_needs_neither_feast_nor_torch_to_read_and_write() -> None:
+    code = (
+        "import sys\n"
+        "from recmeta.features import direct_online, live\n"
+        "from recmeta.features.feast_layout import pack, unpack\n"
+        "from recmeta.features.partitions import HISTORY\n"
+        "assert unpack(HISTORY, pack(HISTORY, ['a'])) == ['a']\n"
+        "import recmeta.serving.recommender\n"
+        "heavy = {'feast', 'torch', 'airflow', 'lightgbm', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match=r"stores\.redis: expected host:port"):
+        RedisRows("localhost:one", 13)
