@@ -8,7 +8,7 @@ reached through Feast. This module must never know what a number of a row means.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -80,6 +80,16 @@ class UserRows:
     """[S, m]."""
 
 
+@dataclass(frozen=True)
+class ItemRows:
+    """The rows in one context of those items that have one."""
+
+    places: npt.NDArray[np.int64]
+    """Which items, by their place among those asked for, ascending, [m]."""
+    values: Float32s
+    """[m, W + 3]."""
+
+
 class Backend(Protocol):
     """Rows as Feast stores them: one packed list a key."""
 
@@ -118,8 +128,8 @@ class Reader(Protocol):
         """
         ...
 
-    def items(self, contexts: Sequence[str], items: Sequence[str]) -> tuple[Float32s, npt.NDArray[np.bool_]]:
-        """Rows of n items in S contexts, [S, n, W + 3], and whether there is one, [S, n]."""
+    def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
+        """The rows of items by context, in each the items that have one; items must differ."""
         ...
 
     def close(self) -> None:
@@ -134,13 +144,18 @@ def as_matrix(
     values = np.zeros((views, len(stored), width), dtype=np.float32)
     there = np.zeros((views, len(stored)), dtype=np.bool_)
     for view in range(views):
-        held = [(place, row[view]) for place, row in enumerate(stored)]
-        usable = [(place, row) for place, row in held if row is not None and layout.fits(row, width)]
-        if usable:
-            places = [place for place, _ in usable]
-            there[view, places] = True
-            values[view, places] = layout.numbers([row for _, row in usable], width)
+        found = as_rows({place: row[view] for place, row in enumerate(stored)}, width)
+        there[view, found.places] = True
+        values[view, found.places] = found.values
     return values, there
+
+
+def as_rows(stored: Mapping[int, bytes | None], width: int) -> ItemRows:
+    """Packed rows by place; what is no row of this width is left out."""
+    usable = {place: row for place, row in stored.items() if row is not None and layout.fits(row, width)}
+    places = np.fromiter(usable, dtype=np.int64, count=len(usable))
+    order = np.argsort(places, kind="stable")
+    return ItemRows(places[order], layout.numbers(list(usable.values()), width)[order])
 
 
 def _history(stored: bytes | None) -> tuple[str, ...]:
@@ -208,11 +223,21 @@ class RedisRows:
         met = np.array(found[1::2], dtype=np.int64)
         return UserRows(user[:, 0], knows[:, 0], _history(found[0][-1]), met, pairs, knows_pair)
 
-    def items(self, contexts: Sequence[str], items: Sequence[str]) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+    def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""
-        fields = [layout.field_name(counter_view(ITEM, name).name, VALUES) for name in contexts]
-        keys = [layout.item_key(item) + layout.PROJECT.encode() for item in items]
-        return as_matrix(self._fields(keys, fields), len(contexts), self._width)
+        of_field = {layout.field_name(counter_view(ITEM, name).name, VALUES): name for name in contexts}
+        stored: dict[str, dict[int, bytes | None]] = {name: {} for name in contexts}
+        for start in range(0, len(items), KEYS_AT_ONCE):
+            with self._redis().pipeline(transaction=False) as pipe:
+                for item in items[start : start + KEYS_AT_ONCE]:
+                    pipe.hgetall(layout.item_key(item) + layout.PROJECT.encode())
+                rows: list[dict[bytes, bytes]] = pipe.execute()
+            for place, row in enumerate(rows, start):
+                for field, value in row.items():
+                    name = of_field.get(field)
+                    if name is not None:
+                        stored[name][place] = value
+        return {name: as_rows(rows, self._width) for name, rows in stored.items()}
 
     def _fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bytes | None]]:
         with self._redis().pipeline(transaction=False) as pipe:
@@ -304,15 +329,19 @@ class SqliteRows:
         pairs, knows_pair = as_matrix([rows[place] for place in met.tolist()], len(views), self._width)
         return UserRows(user[:, 0], knows[:, 0], _history(stored.get(len(views))), met, pairs, knows_pair)
 
-    def items(self, contexts: Sequence[str], items: Sequence[str]) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+    def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""
-        keys = [layout.item_key(item) for item in items]
-        found = [self._values(counter_view(ITEM, name), keys) for name in contexts]
-        stored = [[of_view.get(key) for of_view in found] for key in keys]
-        return as_matrix(stored, len(contexts), self._width)
+        places = {layout.item_key(item): place for place, item in enumerate(items)}
+        found: dict[str, ItemRows] = {}
+        for name in contexts:
+            stored = self._values(counter_view(ITEM, name), list(places))
+            found[name] = as_rows({places[key]: value for key, value in stored.items()}, self._width)
+        return found
 
     def _values(self, view: View, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
+        if len(keys) > KEYS_AT_ONCE and (whole := self._whole(view, len(keys))) is not None:
+            return {key: whole[key] for key in keys if key in whole}
         for start in range(0, len(keys), KEYS_AT_ONCE):
             part = keys[start : start + KEYS_AT_ONCE]
             marks = ",".join("?" * len(part))
@@ -323,6 +352,17 @@ class SqliteRows:
             with closing(self._sqlite().execute(query, part)) as cursor:
                 found.update(cursor.fetchall())
         return found
+
+    def _whole(self, view: View, most: int) -> dict[bytes, bytes] | None:
+        """A whole table, where it has few rows for what is asked of it."""
+        table = layout.table_name(view.name)
+        with closing(self._sqlite().execute(f'SELECT count(*) FROM "{table}"')) as cursor:
+            (rows,) = cursor.fetchone()
+        if rows > 4 * most:
+            return None
+        query = f"SELECT entity_key, value FROM \"{table}\" WHERE feature_name = '{view.column}'"
+        with closing(self._sqlite().execute(query)) as cursor:
+            return dict(cursor.fetchall())
 
     def get(self, view: View, keys: Sequence[tuple[str, ...]]) -> list[tuple[datetime, list[Any]] | None]:
         """As `Backend.get`."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recmeta.features.counters import Float32s
-from recmeta.features.direct_online import Backend, UserRows
+from recmeta.features.direct_online import Backend, ItemRows, UserRows
 from recmeta.features.partitions import HISTORY, View, counter_view
 from recmeta.features.schema import ITEM, USER, USER_ITEM, VALUES
 
@@ -201,9 +201,14 @@ class FeastReader:
         met = np.flatnonzero(knows_pair.any(axis=0))
         return UserRows(user[:, 0], knows[:, 0], tuple(history or ()), met, pairs[:, met], knows_pair[:, met])
 
-    def items(self, contexts: Sequence[str], items: Sequence[str]) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+    def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""
-        return self._rows(ITEM, contexts, [(item,) for item in items])
+        found = {}
+        for name in contexts:
+            rows = self._online.read(counter_view(ITEM, name), [(item,) for item in items])
+            places = np.flatnonzero(rows.there)
+            found[name] = ItemRows(places, rows.matrix(self._width)[places])
+        return found
 
     def _rows(
         self, kind: str, contexts: Sequence[str], keys: Sequence[tuple[str, ...]]

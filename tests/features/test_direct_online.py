@@ -56,7 +56,8 @@ def assert_read_alike(workspace: Workspace, store: FeatureStore) -> None:
     reader = FeastReader(store._online, width) if opened is None else opened
     instant = np.array([round(now.timestamp() * 1e6)])
     heads = [pair_head(item) for item in ITEMS]
-    items, knows_item = reader.items(contexts, ITEMS)
+    of_items = reader.items(contexts, ITEMS)
+    assert sum(len(of_items[name].places) for name in contexts) > len(ITEMS)
     pairs = 0
     for user in USERS:
         wanted = store.read_online(user, ITEMS, now)
@@ -66,9 +67,11 @@ def assert_read_alike(workspace: Workspace, store: FeatureStore) -> None:
         for number, name in enumerate(contexts):
             pair, knows_pair = np.zeros((len(ITEMS), width), np.float32), np.zeros(len(ITEMS), bool)
             pair[found.met], knows_pair[found.met] = found.pairs[number], found.knows_pair[number]
+            item, knows_item = np.zeros((len(ITEMS), width), np.float32), np.zeros(len(ITEMS), bool)
+            item[of_items[name].places], knows_item[of_items[name].places] = of_items[name].values, True
             rows = {
                 "user": (np.repeat(found.user[[number]], 9, 0), np.repeat(found.knows_user[[number]], 9)),
-                "item": (items[number], knows_item[number]),
+                "item": (item, knows_item),
                 "user_item": (pair, knows_pair),
             }
             for kind in KINDS:
