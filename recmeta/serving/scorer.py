@@ -6,11 +6,12 @@ read a feature store or decide which items to score.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from threading import RLock
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from recmeta.features.portable import pick
 from recmeta.models.calibration import Calibration
 
 Floats = npt.NDArray[np.float64]
+Inputs = dict[str, npt.NDArray[Any]]
+"""Of a network's graph, by name."""
 
 _NOT_LOADED = (
     ort.capi.onnxruntime_pybind11_state.Fail,
@@ -40,6 +43,9 @@ SMALLEST_BATCH = 2
 
 _NOBODY = 0
 """The context index of a context that a network does not know: the newcomer's."""
+
+WARM_ADAPTERS = 256
+"""Loaded when a bundle is opened; the rest when they are first asked for."""
 
 LARGEST_BATCH = 16_384
 """Rows of one run: a night's worth of rows in one piece would hold a gigabyte of activations."""
@@ -59,11 +65,82 @@ class Candidates:
     """[n, F] finite, in the order of the manifest's feature names."""
 
 
+class KeptItems:
+    """Items whose codes are looked up once for every network, and then taken by their place."""
+
+    def __init__(self, items: Sequence[str], categories: Sequence[Sequence[str]]) -> None:
+        """Keep n items, and n lists of categories."""
+        self._items, self._categories = items, categories
+        self._codes: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+
+    def codes(self, network: _Network) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Item [n] and categories [n, k] as ``network`` numbers them."""
+        found = self._codes.get(network.name)
+        if found is None:
+            found = self._codes[network.name] = network.codes(self._items, self._categories)
+        return found
+
+
+class _Asked(Protocol):
+    """Who is asked about what."""
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        ...
+
+    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
+        """The inputs of a network's graph."""
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """Rows whose ids are looked up: a single user or history is of all rows."""
+
+    users: Sequence[str]
+    items: Sequence[str]
+    categories: Sequence[Sequence[str]]
+    histories: Sequence[Sequence[str]]
+
+    @property
+    def rows(self) -> int:
+        return len(self.items)
+
+    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
+        item, categories = network.codes(self.items, self.categories)
+        return network.inputs(context, self.users, item, categories, self.histories, dense)
+
+
+@dataclass(frozen=True)
+class _ByPlace:
+    """One user and some of the kept items."""
+
+    user: str
+    history: Sequence[str]
+    kept: KeptItems
+    places: npt.NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        return len(self.places)
+
+    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
+        item, categories = self.kept.codes(network)
+        return network.inputs(
+            context, [self.user], item[self.places], categories[self.places], [self.history], dense
+        )
+
+
 class Scorer:
     """All sessions of one bundle, opened once; `score` may be called from several threads."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, like: Scorer | None = None, *, adapters: int = 4096) -> None:
         """Open what the contexts of ``bundle`` serve; its checksums were checked when it was opened.
+
+        Args:
+            bundle: what serves.
+            like: of another bundle; graphs whose bytes are the same are not loaded again.
+            adapters: kept in memory at the most; others are loaded when they are asked for.
 
         Raises:
             IntegrityError: a graph that does not load, or does not fit the manifest.
@@ -72,23 +149,52 @@ class Scorer:
         self._bundle = bundle
         self._features = manifest.features
         self._contexts = manifest.contexts
+        self._sessions: _Sessions = _Sessions(bundle, None if like is None else like._sessions)
+        self._most_adapters = adapters
         self._networks: dict[str, _Network] = {}
-        self._adapters: dict[str, Any] = {}
+        self._adapters: OrderedDict[str, Any] = OrderedDict()
         self._trees: dict[str, _Trees] = {}
         self._banks: dict[str, _Experts] = {}
-        self._opening = Lock()
+        self._opening = RLock()
         width = len(manifest.features.names)
         for name, entry in manifest.contexts.items():
             if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
                 self._network(entry.unit, width)
-                if entry.serves != "shared" and entry.adapter is not None:
-                    self._adapters[name] = _load_adapter(bundle.file(entry.adapter))
+                if entry.serves != "shared" and len(self._adapters) < min(WARM_ADAPTERS, adapters):
+                    self._adapter(name, entry)
             stack = entry.stack if entry.serves == "stack" else None
             if stack is not None:
                 self._opened_bank(stack.bank)
             boosted = stack is not None and stack.rung == "boosted"
             if (boosted or entry.serves in ("trees", "blend")) and entry.trees is not None:
-                self._trees[name] = _Trees(bundle.file(entry.trees), width)
+                self._trees[name] = _Trees(self._sessions, entry.trees, width)
+
+    def score_kept(
+        self,
+        context: str,
+        user_id: str,
+        history: Sequence[str],
+        kept: KeptItems,
+        places: npt.NDArray[np.int64],
+        dense: npt.NDArray[np.float32],
+        *,
+        adapted: bool = True,
+    ) -> Floats:
+        """Return the calibrated logit of some kept items for one user, float64 [n], finite.
+
+        Args:
+            context: the surface.
+            user_id: any; an unknown one is ordinary.
+            history: item ids that the user engaged with, the most recent first.
+            kept: items.
+            places: which of them, [n].
+            dense: [n, F] finite, in the order of the manifest's feature names.
+            adapted: False: the network without the context's adapter; other parts as they serve.
+
+        Raises:
+            NotFoundError, SchemaError: as `logits`.
+        """
+        return self._logits(context, _ByPlace(user_id, history, kept, places), dense, adapted=adapted)
 
     def score(self, context: str, candidates: Candidates) -> Floats:
         """Return the probability of engagement of each candidate, float64 [n], in [0, 1].
@@ -132,29 +238,26 @@ class Scorer:
             NotFoundError: the bundle does not know the context.
             SchemaError: ``dense`` has another shape than the manifest's features, or is not finite.
         """
+        return self._logits(context, _ByName(users, items, categories, histories), dense)
+
+    def _logits(
+        self, context: str, asked: _Asked, dense: npt.NDArray[np.float32], *, adapted: bool = True
+    ) -> Floats:
         entry = self._contexts.get(context)
         if entry is None:
             raise NotFoundError(f"the bundle serves no context {context!r}")
+        self._check_dense(dense, asked.rows)
         if entry.serves == "stack" and entry.stack is not None:
-            experts = self.experts(
-                entry.stack.bank,
-                context,
-                users=users,
-                items=items,
-                categories=categories,
-                histories=histories,
-                dense=dense,
-            )
+            experts = self._opened_bank(entry.stack.bank).run(context, asked, dense)
             return self._stacked(context, entry.stack, experts, dense)
-        self._check_dense(dense, len(items))
         if entry.serves in ("popularity", "nothing"):
             return self._popularity(entry, dense)
         trees = {"trees": 1.0, "blend": entry.tree_weight}.get(entry.serves, 0.0)
-        mixed = np.zeros(len(items))
+        mixed = np.zeros(asked.rows)
         if trees < 1.0 and entry.unit is not None:
             network = self._networks[entry.unit]
-            inputs = network.inputs(context, users, items, categories, histories, dense)
-            raw = network.run(inputs, self._adapters.get(context))
+            inputs = asked.inputs(network, context, dense)
+            raw = network.run(inputs, self._adapter(context, entry) if adapted else None)
             mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
         if trees > 0.0:
             mixed += trees * entry.calibration["trees"].apply(self._trees[context].run(dense))
@@ -184,7 +287,7 @@ class Scorer:
         """
         opened = self._opened_bank(bank)
         self._check_dense(dense, len(items))
-        return opened.run(context, users, items, categories, histories, dense)
+        return opened.run(context, _ByName(users, items, categories, histories), dense)
 
     def _stacked(self, context: str, stack: Stack, experts: Floats, dense: npt.NDArray[np.float32]) -> Floats:
         scaled = self._bundle.manifest.banks[stack.bank].scaled(experts)
@@ -210,9 +313,24 @@ class Scorer:
             unit = self._bundle.manifest.banks[entry.stack.bank].unit
         return unit in self._networks and user_id in self._networks[unit].users
 
+    def _adapter(self, context: str, entry: ContextEntry) -> Any | None:
+        """The context's adapter; None where it serves none. The one asked for longest ago makes room."""
+        if entry.serves == "shared" or entry.adapter is None:
+            return None
+        with self._opening:
+            found = self._adapters.get(context)
+            if found is None:
+                found = self._adapters[context] = _load_adapter(self._bundle.file(entry.adapter))
+                while len(self._adapters) > self._most_adapters:
+                    self._adapters.popitem(last=False)
+            else:
+                self._adapters.move_to_end(context)
+        return found
+
     def _network(self, unit: str, width: int) -> _Network:
         if unit not in self._networks:
-            self._networks[unit] = _Network(self._bundle, unit, self._bundle.manifest.units[unit], width)
+            manifest = self._bundle.manifest
+            self._networks[unit] = _Network(self._bundle, self._sessions, unit, manifest.units[unit], width)
         return self._networks[unit]
 
     def _opened_bank(self, name: str) -> _Experts:
@@ -228,7 +346,7 @@ class Scorer:
         if bank is None:
             raise NotFoundError(f"bundle {self._bundle.version} holds no bank {name!r}")
         width = len(bank.columns or self._features.names)
-        return _Experts(self._bundle, bank, self._network(bank.unit, width))
+        return _Experts(self._bundle, self._sessions, bank, self._network(bank.unit, width))
 
     def _popularity(self, entry: ContextEntry, dense: npt.NDArray[np.float32]) -> Floats:
         raw = dense[:, self._features.popularity_index].astype(np.float64)
@@ -238,10 +356,11 @@ class Scorer:
 class _Network:
     """One exported network and its vocabularies."""
 
-    def __init__(self, bundle: Bundle, name: str, unit: Unit, width: int) -> None:
+    def __init__(self, bundle: Bundle, sessions: _Sessions, name: str, unit: Unit, width: int) -> None:
         folder = f"units/{name}"
+        self.name = name
         self._unit = unit
-        self._session = _open_session(bundle.file(f"{folder}/graph.onnx"))
+        self._session = sessions.open(f"{folder}/graph.onnx")
         self.users = _read_vocabulary(bundle.file(f"{folder}/users.txt"), unit.users)
         self._items = _read_vocabulary(bundle.file(f"{folder}/items.txt"), unit.items)
         self._categories = _read_vocabulary(bundle.file(f"{folder}/categories.txt"), unit.categories)
@@ -255,29 +374,35 @@ class _Network:
         self._categories_per_item = int(shapes["categories"][1])
         self._history_length = int(shapes["history"][1])
 
+    def codes(
+        self, items: Sequence[str], categories: Sequence[Sequence[str]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The numbers of items, [n], and of their categories, [n, k]."""
+        return self._items.encode(items), self._categories.encode_lists(categories, self._categories_per_item)
+
     def inputs(
         self,
         context: str,
         users: Sequence[str],
-        items: Sequence[str],
-        categories: Sequence[Sequence[str]],
+        item: npt.NDArray[np.int64],
+        categories: npt.NDArray[np.int64],
         histories: Sequence[Sequence[str]],
         dense: npt.NDArray[np.float32],
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> Inputs:
         """Return the graph's inputs for n rows; a single user or history is of all rows."""
-        n = len(items)
+        n = len(item)
         user = self.users.encode(users)
         history = self._items.encode_lists(histories, self._history_length)
         return {
             "dense": dense,
             "user": user if len(users) == n else np.repeat(user, n),
-            "item": self._items.encode(items),
-            "categories": self._categories.encode_lists(categories, self._categories_per_item),
+            "item": item,
+            "categories": categories,
             "history": history if len(histories) == n else np.repeat(history, n, axis=0),
             "context": np.full(n, self._unit.context_index(context), dtype=np.int64),
         }
 
-    def run(self, inputs: dict[str, npt.NDArray[Any]], adapter: Any | None) -> Floats:
+    def run(self, inputs: Inputs, adapter: Any | None) -> Floats:
         """Return logits, float64 [n]."""
         n = len(inputs["dense"])
         options = ort.RunOptions()
@@ -297,8 +422,8 @@ class _Network:
 class _Trees:
     """Boosted trees over the dense features."""
 
-    def __init__(self, path: Path, width: int) -> None:
-        self._session = _open_session(path)
+    def __init__(self, sessions: _Sessions, path: str, width: int) -> None:
+        self._session = sessions.open(path)
         (given,) = self._session.get_inputs()
         if given.shape[1] != width:
             raise IntegrityError(f"{path}: expected {width} dense features, found shape {given.shape}")
@@ -318,7 +443,7 @@ class _Trees:
 class _Experts:
     """All experts of one bank. A row is looked at S + 1 times, in one run of the network."""
 
-    def __init__(self, bundle: Bundle, bank: Bank, network: _Network) -> None:
+    def __init__(self, bundle: Bundle, sessions: _Sessions, bank: Bank, network: _Network) -> None:
         features = bundle.manifest.features
         self._names = features.names
         self._space = FeatureSpace(bundle.manifest.declarations, features.half_lives, features.history_length)
@@ -334,30 +459,22 @@ class _Experts:
         self._indices = np.array(indices, dtype=np.int64)
         paths = [*(bank.trees.get(source) for source in bank.sources), bank.role_trees]
         self._trees = [
-            None if path is None else _Trees(bundle.file(path), len(bank.columns or features.names))
+            None if path is None else _Trees(sessions, path, len(bank.columns or features.names))
             for path in paths
         ]
 
-    def run(
-        self,
-        context: str,
-        users: Sequence[str],
-        items: Sequence[str],
-        categories: Sequence[Sequence[str]],
-        histories: Sequence[Sequence[str]],
-        dense: npt.NDArray[np.float32],
-    ) -> Floats:
+    def run(self, context: str, asked: _Asked, dense: npt.NDArray[np.float32]) -> Floats:
         """Return raw logits, float64 [n, S + 1]."""
-        inputs = self._network.inputs(context, users, items, categories, histories, dense)
-        found = np.empty((len(items), self._bank.width))
+        inputs = asked.inputs(self._network, context, dense)
+        found = np.empty((asked.rows, self._bank.width))
         # Rows are taken in pieces, so that all of a piece's blocks together are one run of the network.
         piece = max(1, LARGEST_BATCH // self._bank.width)
-        for start in range(0, len(items), piece):
+        for start in range(0, asked.rows, piece):
             part = {name: values[start : start + piece] for name, values in inputs.items()}
             found[start : start + piece] = self._run_piece(context, part)
         return found
 
-    def _run_piece(self, context: str, rows: dict[str, npt.NDArray[Any]]) -> Floats:
+    def _run_piece(self, context: str, rows: Inputs) -> Floats:
         bank, dense = self._bank, rows["dense"]
         if bank.columns:
             blocks = [pick(self._names, dense, bank.columns)] * bank.width
@@ -377,6 +494,28 @@ class _Experts:
                 logit += trees.run(block)
                 logit /= 2.0
         return logits.T
+
+
+class _Sessions:
+    """Graphs by their checksum: the same bytes are loaded once, in this bundle and the one before."""
+
+    def __init__(self, bundle: Bundle, before: _Sessions | None) -> None:
+        self._bundle = bundle
+        self._before = {} if before is None else before._opened
+        self._opened: dict[str, Any] = {}
+
+    def open(self, path: str) -> Any:
+        """The session of a graph of the bundle.
+
+        Raises:
+            IntegrityError: ONNX Runtime cannot load it.
+        """
+        checksum = self._bundle.manifest.files[path].sha256
+        session = self._opened.get(checksum) or self._before.get(checksum)
+        if session is None:
+            session = _open_session(self._bundle.file(path))
+        self._opened[checksum] = session
+        return session
 
 
 def _open_session(path: Path) -> Any:
