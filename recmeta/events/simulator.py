@@ -133,6 +133,7 @@ _MEMORY_HALF_LIFE = 96.0  # hours for which a read raises the interest in its to
 _MEMORY_GAIN = 0.6  # logits that one read adds to its topic
 _MEMORY_LIMIT = 1.8
 _FRESH = 72.0  # hours after which an article has lost most of its pull
+_CLICK_LOGIT = -3.0  # of an article in the feed that is as appealing as any
 _POLICY_NOISE = 1.0  # how coarse the feed's own idea of tastes is
 
 
@@ -146,6 +147,19 @@ def simulate(settings: SimulatorSettings) -> RawLog:
     """
     world = _World(settings)
     for hour in range(settings.days * 24):
+        world.pass_hour(hour)
+    return world.so_far()
+
+
+def simulate_shown_alike(settings: SimulatorSettings, since: int) -> RawLog:
+    """Simulate the same log up to day ``since`` (from 0); from then on the feed shows all articles alike.
+
+    What people click then says what they would click, whatever the feed's policy believed of it.
+    """
+    world = _World(settings)
+    for hour in range(settings.days * 24):
+        if hour == since * 24:
+            world.sharpness = 0.0
         world.pass_hour(hour)
     return world.so_far()
 
@@ -181,6 +195,7 @@ class _World:
         self.seen = np.zeros((users, settings.items), dtype=bool)
         self.log = _Log()
         self.saving = _Saving(settings)
+        self.sharpness = 1.0  # of the feed's policy; at 0 it shows all articles alike
         self.start = datetime.combine(settings.end, time(), UTC) - timedelta(days=settings.days)
 
     def _mix(self, shared: Floats, own: Floats) -> Floats:
@@ -342,7 +357,7 @@ class _World:
             position.ravel(),
             propensity.ravel(),
         )
-        wanted = _share(-3.0 + self.appeal(_FEED, users, shown, hour))
+        wanted = _share(_CLICK_LOGIT + self.appeal(_FEED, users, shown, hour))
         clicked = self.random.random(shown.shape) < wanted * examination(position)
         delay = (position + 1) * 3_000_000 + self.random.integers(0, 60_000_000, shown.shape)
         person, items = person[clicked], shown[clicked]
@@ -350,13 +365,20 @@ class _World:
         self.seen[person, items] = True
         self._remember(_FEED, person, items, _MEMORY_GAIN)
 
-    def _slates(self, hour: int, alive: Ints, users: Ints) -> tuple[Ints, Floats]:
-        """Draw slates without replacement from a soft policy: items [n, slate], and their propensities."""
+    def feed_scores(self, hour: int, alive: Ints, users: Ints) -> Floats:
+        """What the feed's policy holds of the articles that are alive, in logits: [users, alive]."""
         catalogue = self.catalogue
         guess = self._mix(self.shared_taste[users], self.own_taste[_FEED][users])
         guess = 0.5 * (guess + _POLICY_NOISE * self.policy_error[users])
         age = hour - catalogue.born[alive]
-        score = guess[:, catalogue.topic[alive]] + catalogue.quality[_FEED][alive] + np.exp(-age / _FRESH)
+        result: Floats = (
+            guess[:, catalogue.topic[alive]] + catalogue.quality[_FEED][alive] + np.exp(-age / _FRESH)
+        )
+        return result
+
+    def _slates(self, hour: int, alive: Ints, users: Ints) -> tuple[Ints, Floats]:
+        """Draw slates without replacement from a soft policy: items [n, slate], and their propensities."""
+        score = self.sharpness * self.feed_scores(hour, alive, users)
         size = self.settings.slate
         weight = np.exp(score - score.max(axis=1, keepdims=True))
         order = np.argsort(-(score + self.random.gumbel(size=score.shape)), axis=1)[:, :size]

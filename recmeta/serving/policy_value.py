@@ -78,7 +78,7 @@ def value_of_served(
             "ingest what happened since"
         )
     judged = with_engagement(settings, declared, closed, window)
-    of_champion = judged.filter(pl.col("bundle") == champion)
+    of_champion = judged.filter(pl.col("bundle").eq_missing(pl.lit(champion, dtype=pl.String)))
     policies = {"greedy": _greedy(judged, clip).as_json(), "champion": None}
     if not of_champion.is_empty():
         policies["champion"] = _greedy(of_champion, clip).as_json()
