@@ -312,7 +312,9 @@ def recommend(
     recommender = Recommender(load_settings(workspace))
     answer = recommender.recommend(context, user, number, exclude_seen=not include_seen)
     if as_json:
-        terminal.write_json(answer.as_json())
+        import msgspec
+
+        terminal.write_json(msgspec.to_builtins(answer))
     else:
         for part in reports.recommendation_tables(answer):
             terminal.answers().print(part)
@@ -325,18 +327,32 @@ def serve(
         str, typer.Option(help="The address to bind; this machine only, unless told otherwise.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the address.")] = 1,
+    no_keys: Annotated[
+        bool,
+        typer.Option("--no-keys", help="Whoever is on this machine may do all; a loopback address only."),
+    ] = False,
 ) -> None:
-    """Serve the promoted bundle over HTTP."""
+    """Serve the promoted bundle over HTTP, and the console.
+
+    Keys are made on the first start, into keys.json in the workspace.
+    """
     _existing(workspace)
-    from recmeta.serving.http import run_server
+    from recmeta.serving.keys import load_keys
+    from recmeta.serving.server import run_server
     from recmeta.settings import load_settings
 
-    run_server(
-        load_settings(workspace),
-        host,
-        port,
-        lambda address: typer.echo(f"recmeta serves on {address}", err=True),
-    )
+    settings = load_settings(workspace)
+    if no_keys:
+        serving = settings.serving.model_copy(update={"keys": False})
+        settings = settings.model_copy(update={"serving": serving})
+
+    def told(address: str) -> None:
+        typer.echo(f"recmeta serves on {address}", err=True)
+        key = f"#key={load_keys(settings).admin}" if settings.serving.keys else ""
+        typer.echo(f"the console: {address}/{key}", err=True)
+
+    run_server(settings, host, port, told, workers=workers)
 
 
 @app.command()
@@ -451,12 +467,45 @@ def bundles(workspace: Workspace, as_json: AsJson = False) -> None:
     """List the published bundles and mark the champion."""
     _existing(workspace)
     from recmeta import reports, terminal
+    from recmeta.bundle.listing import bundles_as_json
 
-    listed = reports.bundles_as_json(_store(workspace))
+    listed = bundles_as_json(_store(workspace))
     if as_json:
         terminal.write_json(listed)
     else:
         terminal.answers().print(reports.bundles_table(listed))
+
+
+@app.command()
+def promote(
+    workspace: Workspace,
+    version: Annotated[str, typer.Argument(help="As `recmeta bundles` lists it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let a published bundle serve.
+
+    Where it is one that `recmeta onboard --publish-only` made, its surface comes into the workspace first.
+    """
+    _existing(workspace)
+    from recmeta import terminal
+    from recmeta.serving.overview import open_plan
+    from recmeta.settings import load_settings
+
+    store = _store(workspace)
+    before = store.champion_version()
+    plan = open_plan(load_settings(workspace).runs_folder, version)
+    if plan is None:
+        store.promote(version, before)
+    else:
+        from recmeta.onboarding import promote_surface
+
+        with terminal.progress_bars() as progress:
+            promote_surface(workspace, plan, progress=progress)
+    champion = store.champion_version()
+    if as_json:
+        terminal.write_json({"champion": champion, "before": before})
+    else:
+        terminal.answers().print(f"{champion} serves now; before it was {before}.")
 
 
 @app.command()

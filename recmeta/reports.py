@@ -15,7 +15,6 @@ from rich.text import Text
 from recmeta.terminal import table
 
 if TYPE_CHECKING:
-    from recmeta.bundle.store import BundleStore
     from recmeta.events.store import IngestReport
     from recmeta.serving.answers import Answer
 
@@ -158,33 +157,12 @@ def recommendation_tables(answer: Answer) -> list[RenderableType]:
     ]
     shown.append(
         Text(
-            f"{answer.reason} (bundle {answer.version}, {answer.serves}, "
+            f"{answer.reason} (bundle {answer.bundle}, {answer.serves}, "
             f"as of {answer.as_of:%Y-%m-%d %H:%M} UTC)"
         )
     )
-    shown += [Text(f"Note: {note}") for note in answer.degraded]
+    shown += [Text(f"Note: {note}") for note in answer.notes]
     return shown
-
-
-def bundles_as_json(store: BundleStore) -> dict[str, Any]:
-    """The published bundles, the newest night first, and which one is the champion."""
-    return {
-        "champion": store.champion_version(),
-        "bundles": [
-            {
-                "version": listed.version,
-                "champion": listed.champion,
-                "promoted": [instant.isoformat() for instant in listed.promoted],
-                "until": None if listed.manifest is None else listed.manifest.until.isoformat(),
-                "parent": None if listed.manifest is None else listed.manifest.parent,
-                "serves": {}
-                if listed.manifest is None
-                else {name: entry.serves for name, entry in listed.manifest.contexts.items()},
-                "problem": listed.problem,
-            }
-            for listed in store.list()
-        ],
-    }
 
 
 def bundles_table(listed: Mapping[str, Any]) -> RenderableType:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -283,6 +284,10 @@ class ContextExploration(_Group):
     )
 
 
+Key = Annotated[SecretStr, Field(min_length=16)]
+"""A key shorter than this can be guessed at the rate that a server answers."""
+
+
 class ServingSettings(_Group):
     """What a recommender considers, and what the server accepts."""
 
@@ -301,7 +306,59 @@ class ServingSettings(_Group):
         default=1 << 20, ge=1024, description="bytes; 1000 ids of 256 bytes fit four times over"
     )
     refresh_seconds: float = Field(
-        default=2.0, ge=0, description="how soon a running server sees a newly promoted bundle"
+        default=2.0, gt=0, description="how soon a running server sees a newly promoted bundle"
+    )
+    items_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="how soon a server sees what other processes recorded of items; its own at once",
+    )
+    store_timeout: float = Field(
+        default=0.05,
+        gt=0,
+        description="seconds that Redis may take for a user; then the answer goes out without: a whole "
+        "answer takes one or two thousandths",
+    )
+    store_rest: float = Field(
+        default=1.0, ge=0, description="seconds for which a store that failed is not asked again"
+    )
+    adapters_in_memory: int = Field(
+        default=4096, ge=1, description="some 30 kB each; others are loaded when asked for, in a millisecond"
+    )
+    item_columns_megabytes: int = Field(
+        default=256, ge=0, description="of items' columns, kept for contexts that are asked for often"
+    )
+    keys: bool = Field(
+        default=True,
+        description="without them whoever reaches the address may do all; `recmeta serve --no-keys` says so",
+    )
+    read_key: Key | None = Field(
+        default=None, description="for calls that change nothing; none: the one in keys.json"
+    )
+    admin_key: Key | None = Field(default=None, description="for every call; none: the one in keys.json")
+    requests_per_second: float | None = Field(
+        default=None, gt=0, description="of one client with one key, in each worker; none: no limit"
+    )
+    most_events: int = Field(default=1000, ge=1, description="live interactions sent at once")
+    event_clock_ahead: Duration = Field(
+        default=timedelta(minutes=5),
+        description="an event from further in the future is refused: clocks of servers agree within seconds",
+    )
+    keep_event_ids: Duration = Field(
+        default=timedelta(days=30), description="how long an event sent again is known to be a repetition"
+    )
+    largest_upload: int = Field(
+        default=20_000_000,
+        ge=1024,
+        description="bytes of a file to onboard from: some 200,000 rows of CSV",
+    )
+    traces: bool = Field(default=False, description="spans for OpenTelemetry; needs the extra `traces`")
+    request_log: Path | None = Field(
+        default=None, description="file for one JSON line a request; `-`: standard error; none: no lines"
+    )
+    log_salt: SecretStr | None = Field(
+        default=None,
+        description="of users in that log; with one of your own, a user looks alike in every process",
     )
     exploration: dict[str, ContextExploration] = Field(
         default_factory=dict, description="by context; one that is not named is never explored"
@@ -396,6 +453,11 @@ class Settings(BaseSettings):
         return self.workspace / "runs"
 
     @property
+    def serving_folder(self) -> Path:
+        """What the workers of a server share: ids of recorded events, onboardings under way."""
+        return self.workspace / "serving"
+
+    @property
     def bundles_folder(self) -> Path:
         """Published bundles and the pointer to the champion."""
         return self.workspace / "bundles"
@@ -411,7 +473,12 @@ def load_settings(workspace: Path | str, **overrides: Any) -> Settings:
         return Settings(workspace=Path(workspace).resolve(), **overrides)
     except ValidationError as error:
         details = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (found {fault['input']!r})"
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (found {_shown(fault)})"
             for fault in error.errors()
         )
         raise InputError(f"settings of {workspace}: {details}") from error
+
+
+def _shown(fault: ErrorDetails) -> str:
+    secret = fault["loc"] and str(fault["loc"][-1]) in {"read_key", "admin_key", "log_salt"}
+    return "one that is not shown" if secret else repr(fault["input"])

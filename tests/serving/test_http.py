@@ -4,65 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from conftest import Living, publish
-from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
+from http_client import refused, serving, with_keys
 
-from recmeta.serving.http import create_app
-from recmeta.settings import Settings, load_settings
-
-
-@contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """A client of the application, which runs in a thread on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            as_json = {"content-type": "application/json"}  # whatever the body, it claims to be JSON
-            with httpx.Client(base_url=address, headers=as_json, timeout=60) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+from recmeta.bundle.listing import bundles_as_json
+from recmeta.bundle.store import BundleStore
+from recmeta.settings import load_settings
 
 
 @pytest.fixture
 def client(living: Living) -> Iterator[httpx.Client]:
-    with serving(load_settings(living.settings.workspace, serving={"refresh_seconds": 0})) as made:
+    with serving(with_keys(living.settings)) as made:
         yield made
-
-
-def refused(response: httpx.Response, status: int, kind: str) -> str:
-    """Check that a response is a typed error; return its message."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    body = response.json()
-    assert set(body) == {"error"}
-    assert body["error"]["type"] == kind
-    message: str = body["error"]["message"]
-    assert len(message) < 1000
-    return message
 
 
 def test_recommend_answers_alike_by_query_and_by_body(client: httpx.Client, living: Living) -> None:
@@ -83,13 +43,70 @@ def test_rank_orders_the_given_candidates(client: httpx.Client, living: Living) 
     assert sorted(item["item_id"] for item in answer["items"]) == items
 
 
-def test_health_names_the_bundle_and_what_serves_each_context(client: httpx.Client, living: Living) -> None:
-    assert client.get("/health").json() == {
-        "status": "ok",
-        "bundle": living.version,
-        "until": living.until.isoformat(),
-        "contexts": {"commenting": "nothing", "feed": "shared", "reading": "adapter"},
-    }
+def test_readiness_names_the_bundle_and_liveness_asks_for_none(client: httpx.Client, living: Living) -> None:
+    ready = client.get("/health/ready").json()
+    assert {**ready, "until": datetime.fromisoformat(ready["until"])} == {
+        "status": "ok", "bundle": living.version, "until": living.until,
+    }  # fmt: skip
+    assert client.get("/health/live").json() == {"status": "ok"}
+
+
+def test_contexts_says_what_serves_each_of_them_and_why(client: httpx.Client, living: Living) -> None:
+    told = client.get("/v1/contexts").json()
+    assert told["bundle"] == living.version
+    assert {entry["name"]: (entry["serves"], entry["reason"]) for entry in told["contexts"]} == {
+        "commenting": ("nothing", "refused"), "feed": ("shared", ""), "reading": ("adapter", ""),
+    }  # fmt: skip
+    described = {entry["name"]: entry["description"] for entry in told["contexts"]}
+    assert described == {name: living.contexts.contexts[name].description for name in living.contexts.names}
+
+
+def test_the_latest_report_is_a_page_in_which_nothing_runs(client: httpx.Client, living: Living) -> None:
+    refused(client.get("/v1/report"), 404, "NotFoundError")
+    for number, night in enumerate(("20260101-b", "20260101-a")):
+        page = living.settings.runs_folder / night / "report.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(f"<!doctype html>{night}")
+        os.utime(page, (number, number))
+    report = client.get("/v1/report")
+    assert (report.status_code, report.text) == (200, "<!doctype html>20260101-a")
+    assert report.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script" not in report.headers["content-security-policy"]
+    assert "sandbox" in report.headers["content-security-policy"]
+
+
+def test_evidence_is_empty_where_the_bundle_has_none(client: httpx.Client) -> None:
+    assert client.get("/v1/evidence").json() == {}
+
+
+def test_bundles_are_those_of_the_command_line(client: httpx.Client, living: Living) -> None:
+    assert client.get("/v1/bundles").json() == bundles_as_json(BundleStore(living.settings.bundles_folder))
+
+
+def test_the_console_is_served_with_its_types_and_a_strict_policy(client: httpx.Client) -> None:
+    for path, kind, cache in (
+        ("/", "text/html; charset=utf-8", "no-store"),
+        ("/console/app.js", "text/javascript; charset=utf-8", "no-cache"),
+    ):
+        page = client.get(path, headers={"authorization": ""})
+        assert (page.status_code, page.headers["content-type"]) == (200, kind)
+        assert (page.headers["cache-control"], page.headers["x-content-type-options"]) == (cache, "nosniff")
+        assert (
+            "default-src 'none'; script-src 'self'; style-src 'self'"
+            in page.headers["content-security-policy"]
+        )
+
+
+@pytest.mark.parametrize("name", ["..%2fhttp.py", "%2e%2e/http.py", "nothing.js", "%00", "a" * 5000, "."])
+def test_the_console_serves_nothing_but_its_own_files(name: str, client: httpx.Client) -> None:
+    refused(client.get(f"/console/{name}"), 404, "NotFoundError")
+
+
+def test_without_a_console_its_pages_are_not_found(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recmeta.serving.http.CONSOLE", tmp_path / "none")
+    refused(client.get("/"), 404, "NotFoundError")
 
 
 @pytest.mark.parametrize("user", ["nobody", "張三", "../../etc/passwd", "' OR 1=1 --", "a" * 256])
@@ -107,7 +124,7 @@ def test_an_unknown_context_is_404(client: httpx.Client) -> None:
     assert "commenting, feed, reading" in message
 
 
-@pytest.mark.parametrize("context", ["../x", "", "Feed", "fünf", "x" * 4096, "\ud800", "a\x00"])
+@pytest.mark.parametrize("context", ["../x", "", "Feed", "fünf", "x" * 4096, "a\x00", "feed\n"])
 def test_what_cannot_name_a_context_is_400(context: str, client: httpx.Client) -> None:
     body = json.dumps({"context": context, "user_id": "u", "item_ids": []})
     refused(client.post("/v1/rank", content=body), 400, "ContextError")
@@ -119,6 +136,7 @@ def test_what_cannot_name_a_context_is_400(context: str, client: httpx.Client) -
         {"user_id": ""},
         {"user_id": "x" * 257},
         {"user_id": "a\x00"},
+        {"context": "\ud800"},
         {"user_id": "\ud800"},
         {"user_id": 7},
         {"user_id": None},
@@ -172,11 +190,11 @@ def test_a_body_that_is_no_request_is_a_typed_400(body: bytes, client: httpx.Cli
     refused(client.post("/v1/recommend", content=body), 400, "InputError")
 
 
-def test_a_body_that_does_not_say_it_is_json_is_a_typed_400(client: httpx.Client) -> None:
+def test_a_body_that_does_not_say_it_is_json_is_a_typed_415(client: httpx.Client) -> None:
     body = json.dumps({"context": "feed", "user_id": "u"})
     for kind in ("text/plain", "application/x-www-form-urlencoded", "nonsense"):
         response = client.post("/v1/recommend", content=body, headers={"content-type": kind})
-        refused(response, 400, "InputError")
+        refused(response, 415, "MediaTypeError")
 
 
 def test_a_body_that_is_too_large_is_413_before_it_is_read_whole(client: httpx.Client) -> None:
@@ -184,75 +202,37 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read_whole(client: httpx.C
         for _ in range(10_000):
             yield b" " * 65_536
 
-    refused(client.post("/v1/rank", content=b" " * (1 << 21)), 413, "InputError")
-    refused(client.post("/v1/rank", content=endless()), 413, "InputError")
+    refused(client.post("/v1/rank", content=b" " * (1 << 21)), 413, "TooLargeError")
+    refused(client.post("/v1/rank", content=endless()), 413, "TooLargeError")
 
 
 def test_other_paths_and_methods_are_typed_errors_too(client: httpx.Client) -> None:
     refused(client.get("/nowhere"), 404, "NotFoundError")
     refused(client.get("/v1/rank"), 405, "InputError")
     refused(client.put("/v1/recommend"), 405, "InputError")
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=True, allow_infinity=True)
-    | st.text(st.characters(codec=None), max_size=20)
-    | st.sampled_from(["feed", "reading", "user-0001"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@examples(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    path=st.sampled_from(["/v1/rank", "/v1/recommend"]),
-    body=st.fixed_dictionaries(
-        {},
-        optional={
-            "context": st.just("feed") | json_values,
-            "user_id": st.just("u") | json_values,
-            "item_ids": st.lists(st.text(st.characters(codec=None), max_size=5), max_size=3) | json_values,
-            "n": st.integers(-3, 2000) | json_values,
-            "exclude_seen": st.booleans() | json_values,
-        },
-    )
-    | json_values,
-)
-def test_no_body_at_all_gives_a_5xx(client: httpx.Client, path: str, body: object) -> None:
-    response = client.post(path, content=json.dumps(body))
-    assert response.status_code in (200, 400, 404), response.text
-    if response.status_code != 200:
-        assert set(response.json()["error"]) == {"type", "message"}
+    assert client.put("/v1/recommend").headers["allow"] == "GET, POST"
 
 
 def test_a_newly_promoted_bundle_is_picked_up_without_a_restart(
     client: httpx.Client, living: Living, tmp_path: Path
 ) -> None:
-    assert client.get("/health").json()["bundle"] == living.version
+    assert client.get("/health/ready").json()["bundle"] == living.version
     (tmp_path / "files").mkdir()
     version = publish(living.settings, living.contexts, living.until, seed=2, files=tmp_path / "files")
     assert version != living.version
-    assert client.get("/health").json()["bundle"] == version
+    assert client.get("/health/ready").json()["bundle"] == version
     answer = client.post("/v1/recommend", json={"context": "feed", "user_id": "u"}).json()
     assert answer["bundle"] == version
 
 
-def test_a_damaged_new_bundle_leaves_the_old_one_serving_and_health_says_so(
+def test_a_damaged_new_bundle_leaves_the_old_one_serving_and_readiness_says_so(
     client: httpx.Client, living: Living, tmp_path: Path
 ) -> None:
-    assert client.get("/health").json()["status"] == "ok"
+    assert client.get("/health/ready").json()["status"] == "ok"
     (tmp_path / "files").mkdir()
     version = publish(living.settings, living.contexts, living.until, seed=2, files=tmp_path / "files")
     (living.settings.bundles_folder / version / "catalogue.parquet").write_bytes(b"damaged")
-    health = client.get("/health")
+    health = client.get("/health/ready")
     assert health.status_code == 200
     assert (health.json()["status"], health.json()["bundle"]) == ("degraded", living.version)
     assert "catalogue.parquet" in health.json()["reason"]
@@ -260,9 +240,11 @@ def test_a_damaged_new_bundle_leaves_the_old_one_serving_and_health_says_so(
 
 
 def test_without_a_champion_every_answer_is_a_typed_503(tmp_path: Path) -> None:
-    with serving(load_settings(tmp_path)) as client:
+    with serving(with_keys(load_settings(tmp_path))) as client:
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/metrics").status_code == 200
         for response in (
-            client.get("/health"),
+            client.get("/health/ready"),
             client.post("/v1/recommend", json={"context": "feed", "user_id": "u"}),
         ):
             assert "recmeta nightly" in refused(response, 503, "NoChampionError")
@@ -270,54 +252,5 @@ def test_without_a_champion_every_answer_is_a_typed_503(tmp_path: Path) -> None:
 
 def test_a_damaged_champion_at_the_start_is_a_typed_503_that_names_the_file(living: Living) -> None:
     (living.settings.bundles_folder / living.version / "catalogue.parquet").write_bytes(b"damaged")
-    with serving(living.settings) as client:
-        assert "catalogue.parquet" in refused(client.get("/health"), 503, "NoChampionError")
-
-
-@pytest.fixture
-def server(living: Living) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`recmeta serve` on a free port: the process, and the address that it tells."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recmeta.cli", "serve", "--port", "0", "-w", str(living.settings.workspace)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("recmeta serves on http://"), line + process.stderr.read()
-        yield process, line.split()[-1]
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_the_server_tells_its_address_answers_and_ends_cleanly(
-    server: tuple[subprocess.Popen[str], str], living: Living
-) -> None:
-    process, address = server
-    answer = httpx.get(f"{address}/v1/recommend", params={"context": "feed", "user_id": "u"}, timeout=60)
-    assert answer.json()["bundle"] == living.version
-    port = int(address.rpartition(":")[2])
-    assert address.startswith("http://127.0.0.1:")
-    outside = socket.gethostbyname(socket.gethostname())
-    if not outside.startswith("127."):
-        with pytest.raises(OSError, match=""), socket.create_connection((outside, port), timeout=2):
-            pass
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) in (0, -signal.SIGTERM)
-
-
-def test_a_port_that_is_taken_is_one_line_and_an_exit_code(living: Living) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ran = subprocess.run(
-            [sys.executable, "-m", "recmeta.cli", "serve", "-w", living.settings.workspace, "--port", port],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert ran.returncode == 1
-    assert "in use" in ran.stderr
-    assert ran.stderr.count("\n") == 1
+    with serving(with_keys(living.settings)) as client:
+        assert "catalogue.parquet" in refused(client.get("/health/ready"), 503, "NoChampionError")
