@@ -58,6 +58,11 @@ class LiveFeatures:
         self._width = row_width(settings)
         self._online = online
 
+    @property
+    def online(self) -> OnlineStore:
+        """The rows themselves."""
+        return self._online
+
     def close(self) -> None:
         """Close the connection to the online store; the next call opens it again."""
         self._online.close()

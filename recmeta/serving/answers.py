@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+
+import msgspec
 
 from recmeta.errors import InputError
 from recmeta.events.schema import LONGEST_ID
 
 
-@dataclass(frozen=True)
-class RankedItem:
+class RankedItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One item of an answer, best first: rank 1 is the best."""
 
     rank: int
     item_id: str
-    categories: tuple[str, ...]
     score: float
     """Estimated probability of engagement in the context, in [0, 1]; finite."""
-    reason: str
-    """A fact about this user and item that was known at the time; not a cause."""
+    categories: tuple[str, ...] = ()
+    reason: str = ""
+    """A fact about this user and item that was known at the time; not a cause. Empty where not asked for."""
+    propensity: float | None = None
+    """Probability with which exploration put this item here; None where nothing is explored."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A ranking for one user in one context, and what its reader must know about it."""
 
     context: str
@@ -32,36 +32,44 @@ class Answer:
     items: tuple[RankedItem, ...]
     reason: str
     """On what the whole ranking stands (a known user, an unknown one)."""
-    version: str
-    """The bundle that answered."""
+    bundle: str
+    """The version that answered."""
     serves: str
-    """What served: shared, adapter, trees, blend or popularity."""
+    """What served: shared, adapter, trees, blend, stack or popularity."""
     as_of: datetime
     """The instant, UTC, whose knowledge was used."""
-    degraded: tuple[str, ...] = ()
-    """Why this is less than it should be, in sentences; empty in an ordinary answer."""
+    degraded: bool = False
+    """Whether this is less than it should be."""
+    notes: tuple[str, ...] = ()
+    """Why, in sentences."""
 
-    def as_json(self) -> dict[str, Any]:
-        """The answer as JSON-able values."""
-        return {
-            "context": self.context,
-            "user_id": self.user_id,
-            "items": [
-                {
-                    "rank": item.rank,
-                    "item_id": item.item_id,
-                    "categories": list(item.categories),
-                    "score": item.score,
-                    "reason": item.reason,
-                }
-                for item in self.items
-            ],
-            "reason": self.reason,
-            "bundle": self.version,
-            "serves": self.serves,
-            "as_of": self.as_of.isoformat(),
-            "degraded": list(self.degraded),
-        }
+
+class Moved(msgspec.Struct, frozen=True):
+    """One group of inputs, and by how much it moved a score."""
+
+    name: str
+    text: str
+    """What was known, in the words of somebody who asks."""
+    effect: float
+    """Logits that the score loses where this is not known; finite."""
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Why one item has its score."""
+
+    context: str
+    user_id: str
+    item_id: str
+    bundle: str
+    serves: str
+    score: float
+    shared_score: float | None
+    """Without the context's adapter; None where it serves none."""
+    parts: tuple[Moved, ...]
+    """The largest effect first."""
+    as_of: datetime
+    degraded: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def check_id(value: str, what: str) -> str:

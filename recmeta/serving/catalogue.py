@@ -6,13 +6,20 @@ It must never know a user or a score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recmeta.errors import IntegrityError
 from recmeta.events.schema import known_timestamp
+
+Int64s = npt.NDArray[np.int64]
+
+NEVER = -(2**62)
+"""The instant of what has not happened, before all others."""
 
 CATALOGUE = "catalogue.parquet"
 SCHEMA = pl.Schema(
@@ -49,7 +56,7 @@ def catalogue_table(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
 
 
 class Catalogue:
-    """A bundle's items, the most recently touched first."""
+    """A bundle's items, the most recently touched first; each is known by its place in this order."""
 
     def __init__(self, path: Path) -> None:
         """Read catalogue.parquet.
@@ -61,34 +68,36 @@ class Catalogue:
         if table.schema != SCHEMA:
             raise IntegrityError(f"{path}: expected columns {dict(SCHEMA)}, found {dict(table.schema)}")
         table = table.sort("last_known", "item_id", descending=[True, False], nulls_last=True)
-        self._ids: list[str] = table["item_id"].to_list()
-        self._last: list[datetime | None] = table["last_known"].to_list()
-        self._categories: dict[str, tuple[str, ...]] = {
-            item: tuple(found or ())
-            for item, found in zip(self._ids, table["categories"].to_list(), strict=True)
-        }
+        self.ids: list[str] = table["item_id"].to_list()
+        self.categories: list[tuple[str, ...]] = [tuple(of or ()) for of in table["categories"].to_list()]
+        self.first_known = _microseconds(table["first_known"])
+        """When each became known, microseconds since 1970, UTC; `NEVER` where nobody touched it."""
+        self._last_known = _microseconds(table["last_known"])
+        self._places = {item: place for place, item in enumerate(self.ids)}
 
     def __len__(self) -> int:
         """Number of items."""
-        return len(self._ids)
+        return len(self.ids)
 
     def __contains__(self, item_id: object) -> bool:
         """Whether the bundle knows this item."""
-        return item_id in self._categories
+        return item_id in self._places
 
-    def categories(self, item_ids: Sequence[str]) -> list[tuple[str, ...]]:
+    def places(self, item_ids: Sequence[str]) -> Int64s:
+        """Where items stand, [n]; -1 where one is unknown."""
+        find = self._places.get
+        return np.array([find(item, -1) for item in item_ids], dtype=np.int64)
+
+    def categories_of(self, item_ids: Sequence[str]) -> list[tuple[str, ...]]:
         """The categories of each item; none where it is unknown."""
-        return [self._categories.get(item, ()) for item in item_ids]
+        places = self._places
+        return [self.categories[places[item]] if item in places else () for item in item_ids]
 
-    def alive(self, now: datetime, within: timedelta) -> list[str]:
-        """Items that somebody touched since ``now - within``, the most recently touched first."""
-        since = now - within
-        return [
-            item
-            for item, last in zip(self._ids, self._last, strict=True)
-            if last is not None and last >= since
-        ]
+    def alive(self, now: datetime, within: timedelta) -> int:
+        """How many items somebody touched since ``now - within``: the first of all."""
+        since = np.datetime64((now - within).astimezone(UTC).replace(tzinfo=None), "us").astype(np.int64)
+        return int(np.searchsorted(-self._last_known, -since, side="right"))
 
-    def latest(self, count: int) -> list[str]:
-        """The ``count`` most recently touched items."""
-        return self._ids[:count]
+
+def _microseconds(instants: pl.Series) -> Int64s:
+    return instants.dt.epoch("us").fill_null(NEVER).to_numpy()

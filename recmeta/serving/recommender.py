@@ -1,40 +1,117 @@
 """From a user and a context to a ranking: online features, the scorer, fallbacks and reasons.
 
-Whoever or whatever is unknown is ordinary: it is ranked by what is known, and the answer says so. This
-module must never fit anything, and must never speak HTTP.
+Whoever or whatever is unknown is ordinary: it is ranked by what is known, and the answer says so. What a
+bundle's items are lies in memory; what a user is comes in one reading of the online store. This module
+must never fit anything, and must never speak HTTP.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recmeta.bundle.store import BundleStore
+from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
-from recmeta.features.assembly import FeatureSpace
-from recmeta.features.feast_store import FeatureStore
-from recmeta.features.live import OnlineFeatures
-from recmeta.features.schema import USER_ITEM, view_name
-from recmeta.serving.answers import Answer, RankedItem, check_id
+from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
+from recmeta.features.counters import split_row_time
+from recmeta.features.direct_online import Reader, UserRows, open_rows
+from recmeta.features.feast_definitions import registry_file
+from recmeta.features.feast_layout import pair_head
+from recmeta.features.feast_online import FeastReader, OnlineStore
+from recmeta.features.live import LiveFeatures, row_width
+from recmeta.features.schema import ITEM, USER, USER_ITEM, view_name
+from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
-from recmeta.serving.scorer import Candidates, Scorer
+from recmeta.serving.explanation import explained
+from recmeta.serving.exploration import Exploration
+from recmeta.serving.guarded import GuardedReader
+from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.reranking import fresher, varied
+from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 from recmeta.settings import Settings
+
+Int64s = npt.NDArray[np.int64]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = 1_000_000
+"""Microseconds. Requests of one second are answered as of its end, and share what items are by then."""
+
+MOST_CONTEXTS_SEEN = 32
+"""With more, an item counts as seen by what the context reads alone."""
+
+WARM_CONTEXTS = 16
+"""Answered for once before a bundle serves."""
+
+STORE_SILENT = "the online store does not answer: ranked by what is known of the items"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A user, some items, and all that is known of both at an instant."""
+
+    context: str
+    user_id: str
+    ids: list[str]
+    places: Int64s
+    """Of the items in the catalogue; -1: unknown."""
+    kept: KeptItems
+    kept_places: Int64s
+    """Of the items in `kept`."""
+    rows: UserRows
+    dense: Float32s
+    seen: npt.NDArray[np.bool_]
+    instant: int
+    """Microseconds since 1970, UTC."""
+    notes: tuple[str, ...]
+    degraded: bool
+
+    def take(self, chosen: npt.NDArray[np.int64]) -> Asked:
+        """The same user with some of the items; `rows.met` is of all of them still."""
+        return Asked(
+            self.context,
+            self.user_id,
+            [self.ids[place] for place in chosen.tolist()],
+            self.places[chosen],
+            self.kept,
+            self.kept_places[chosen],
+            self.rows,
+            self.dense[chosen],
+            self.seen[chosen],
+            self.instant,
+            self.notes,
+            self.degraded,
+        )
 
 
 class Recommender:
-    """The champion, opened: answers for one workspace until another bundle is promoted."""
+    """One bundle, opened: answers for one workspace. One thread asks, another may `refresh` meanwhile."""
 
-    def __init__(self, settings: Settings) -> None:
+    _catalogue: Catalogue
+    _kept: KeptItems
+    _heads: list[bytes]
+    _items: ItemMemory
+    _newest: int
+    _scorer: Scorer
+    _exploration: Exploration
+    _catalogue_checksum: str
+
+    def __init__(self, settings: Settings, like: Recommender | None = None) -> None:
         """Open the champion of the workspace.
 
+        Args:
+            settings: of the workspace.
+            like: what served before; what is the same in both bundles is not loaded again.
+
         Raises:
-            NotFoundError: nothing was promoted yet.
+            NotFoundError: nothing was promoted yet, or nothing was ever materialized.
             IntegrityError: a file of the bundle is damaged, or its features are not those of this code.
         """
         bundle = BundleStore(settings.bundles_folder).champion()
@@ -43,38 +120,127 @@ class Recommender:
                 f"no bundle was promoted yet in {settings.workspace}; run `recmeta nightly` first"
             )
         manifest = bundle.manifest
+        self.manifest = manifest
+        self.evidence = bundle.evidence
         self.version = bundle.version
         self.until = manifest.until
         self.contexts = manifest.declarations
         self.serves = {name: entry.serves for name, entry in manifest.contexts.items()}
         self._settings = settings
-        self._space = FeatureSpace(
-            manifest.declarations, manifest.features.half_lives, manifest.features.history_length
-        )
-        if self._space.digest != manifest.features.digest:
-            raise IntegrityError(
-                f"bundle {bundle.version}: its features (digest {manifest.features.digest[:12]}) are not "
-                f"those that recmeta computes now ({self._space.digest[:12]}); run `recmeta nightly`"
-            )
-        told, found = manifest.features, settings.features
-        if (told.half_lives, told.history_length) != (found.half_lives, found.history_length):
-            raise IntegrityError(
-                f"bundle {bundle.version} was made with other half-lives or another history length than "
-                "the settings have now; run `recmeta nightly`"
-            )
+        self._space = _space(bundle, settings)
         self._popularity = manifest.features.popularity_index
         self._history_length = manifest.features.history_length
-        self._scorer = Scorer(bundle)
-        self._catalogue = Catalogue(bundle.file(CATALOGUE))
-        self._store = FeatureStore(settings, manifest.declarations)
+        self._scorer = Scorer(
+            bundle, None if like is None else like._scorer, adapters=settings.serving.adapters_in_memory
+        )
+        self._width = row_width(settings)
+        self._exploration = Exploration(settings.serving.exploration) if like is None else like._exploration
+        self._writing = RLock()
+        self._live: LiveFeatures | None = None
+        self._reader = self._open_reader(settings.serving.store_timeout)
+        self._guarded = GuardedReader(self._reader, settings.serving.store_rest)
+        self._own_catalogue(bundle, like)
+
+    def _own_catalogue(self, bundle: Bundle, like: Recommender | None) -> None:
+        checksum = bundle.manifest.files[CATALOGUE].sha256
+        same = like is not None and like._catalogue_checksum == checksum
+        self._catalogue_checksum = checksum
+        if like is not None and same:
+            self._catalogue, self._kept, self._heads = like._catalogue, like._kept, like._heads
+        else:
+            self._catalogue = Catalogue(bundle.file(CATALOGUE))
+            self._kept = KeptItems(self._catalogue.ids, self._catalogue.categories)
+            self._heads = [pair_head(item) for item in self._catalogue.ids]
+        if (
+            like is not None
+            and same
+            and like._space.digest == self._space.digest
+            and (like.contexts.names == self.contexts.names)
+        ):
+            self._items, self._newest = like._items, like._newest
+            return
+        most = self._settings.serving.item_columns_megabytes * 1_000_000
+        self._items = ItemMemory(self._space, self._catalogue.ids, self._width, most)
+        self.refresh()
+
+    def _open_reader(self, timeout: float | None) -> Reader:
+        if not registry_file(self._settings).exists():
+            raise NotFoundError(
+                f"{self._settings.workspace} has no online features yet; run `recmeta nightly` first"
+            )
+        return open_rows(self._settings, self._width, timeout) or FeastReader(self._open_store(), self._width)
+
+    def _open_store(self) -> OnlineStore:
+        rows = open_rows(self._settings, self._width)
+        if rows is not None:
+            return OnlineStore(rows, self._width)
+        from recmeta.features.feast_store import FeatureStore  # seconds; and only where nothing else can
+
+        return FeatureStore(self._settings, self.contexts).online
+
+    # Keeping up ---------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Read all items again, through a connection of its own; whether that went well."""
+        with self._writing:
+            guarded = GuardedReader(self._open_reader(None), 0.0)
+            try:
+                done = guarded.read(self._items.load) is None and guarded.fault is None
+            finally:
+                guarded.close()
+            self._newest = self._items.newest()
+            return done
+
+    def record(self, interactions: pl.DataFrame) -> None:
+        """Take live interactions (columns of ``Interaction``) into the online features at once.
+
+        The next answer reacts to them. They do not enter the log: ingest them as well.
+
+        Raises:
+            ContextError: a row names a context that is not declared.
+        """
+        with self._writing:
+            if self._live is None:
+                self._live = LiveFeatures(self._settings, self.contexts, self._open_store())
+            self._live.record(interactions)
+            touched = self._catalogue.places(interactions["item_id"].unique().to_list())
+            if len(touched := touched[touched >= 0]):
+                self._guarded.read(lambda reader: self._items.update(reader, touched))
+            newest = interactions["created_timestamp"].max()
+            if isinstance(newest, datetime):
+                self._newest = max(self._newest, _since_epoch(newest))
+
+    def close(self) -> None:
+        """Close the connections to the online store; the next call opens them again."""
+        self._guarded.close()
+        with self._writing:
+            if self._live is not None:
+                self._live.close()
+
+    def warm(self) -> None:
+        """Answer once in some contexts, so that the first request need not pay for what comes first.
+
+        Raises:
+            RecmetaError: what serves cannot score.
+        """
+        for context in [*self.serves][:WARM_CONTEXTS]:
+            self.recommend(context, "\u2026", 1)
+
+    # Answers ------------------------------------------------------------------------------------------
 
     def rank(
-        self, context: str, user_id: str, item_ids: Sequence[str], now: datetime | None = None
+        self,
+        context: str,
+        user_id: str,
+        item_ids: Sequence[str],
+        now: datetime | None = None,
+        *,
+        reasons: bool = False,
     ) -> Answer:
         """Rank the given items for a user, the best first; repeated items count once.
 
-        ``now`` is the instant, with a zone, whose knowledge is used (default: the clock; where the
-        whole log ended long before that, its end).
+        ``now`` is the instant, with a zone, whose knowledge is used (default: the end of this second;
+        where the whole log ended long before that, its end). ``reasons``: say of each item why.
 
         Raises:
             NotFoundError: the bundle knows no such context.
@@ -86,8 +252,17 @@ class Recommender:
             raise InputError(
                 f"item_ids: expected at most {self._settings.serving.most_items}, found {len(item_ids)}"
             )
-        items = list(dict.fromkeys(check_id(item, "item_ids") for item in item_ids))
-        return self._answer(context, user_id, items, now, limit=None, exclude_seen=False)
+        places = self._catalogue.places(item_ids)
+        if (places < 0).any():
+            for item in item_ids:
+                check_id(item, "item_ids")
+        ids = list(dict.fromkeys(item_ids))
+        if len(ids) < len(item_ids):
+            places = self._catalogue.places(ids)
+        asked = self._ask(context, user_id, ids, places, now, seen=False)
+        logits = self._logits(asked)
+        order = self._order(asked, logits)
+        return self._answer(asked, order, sigmoid(logits[order]), reasons=reasons)
 
     def recommend(
         self,
@@ -97,40 +272,95 @@ class Recommender:
         now: datetime | None = None,
         *,
         exclude_seen: bool = True,
+        diversity: float = 0.0,
+        freshness: float = 0.0,
     ) -> Answer:
         """Recommend ``n`` items of the catalogue to a user, the best first; fewer where fewer are alive.
 
         An item counts as seen where the user engaged with it in any context; in a context whose
         negatives come from exposure (one comments on what one has read) only in that context.
-        ``now`` as in `rank`.
+        ``now`` as in `rank`. Where the context's settings explore, some slots hold another item than the
+        best, and each item says with which probability it stands there.
+
+        Args:
+            context: the surface.
+            user_id: an unknown user is ordinary.
+            n: how many.
+            now: as in `rank`.
+            exclude_seen: leave out what the user engaged with.
+            diversity: 0 to 1, how much an item loses for categories that stand above it.
+            freshness: logits that an item gains which became known just now; half of it a day later.
 
         Raises:
             NotFoundError: the bundle knows no such context.
-            InputError: an id that cannot be one, ``n`` out of bounds, or ``now`` without a zone.
+            InputError: an id that cannot be one, a number out of bounds, or ``now`` without a zone.
         """
         self._check_context(context)
         check_id(user_id, "user_id")
-        if not 1 <= n <= self._settings.serving.most_items:
-            raise InputError(f"n: expected 1 to {self._settings.serving.most_items}, found {n}")
-        items = self._catalogue.alive(self._instant(now)[0], self._settings.serving.alive_within)
-        most = self._settings.serving.most_candidates
-        notes = [] if items else ["nobody touched any item lately; the latest ones are ranked"]
-        items = (items or self._catalogue.latest(most))[:most]
-        return self._answer(context, user_id, items, now, limit=n, exclude_seen=exclude_seen, notes=notes)
+        serving = self._settings.serving
+        if not 1 <= n <= serving.most_items:
+            raise InputError(f"n: expected 1 to {serving.most_items}, found {n}")
+        for name, value, most in (("diversity", diversity, 1.0), ("freshness", freshness, 10.0)):
+            if not 0.0 <= value <= most:
+                raise InputError(f"{name}: expected 0 to {most:g}, found {value}")
+        alive = self._catalogue.alive(self._instant(now)[0], serving.alive_within)
+        notes = () if alive else ("nobody touched any item lately; the latest ones are ranked",)
+        places = np.arange(min(alive or len(self._catalogue), serving.most_candidates))
+        ids = self._catalogue.ids[: len(places)]
+        asked = self._ask(context, user_id, ids, places, now, seen=exclude_seen, notes=notes)
+        if exclude_seen:
+            asked = asked.take(np.flatnonzero(~asked.seen))
+        logits = self._logits(asked)
+        if freshness:
+            logits = fresher(logits, self._catalogue.first_known[asked.places], asked.instant, freshness)
+        order = self._order(asked, logits)
+        if diversity:
+            categories = [self._catalogue.categories[place] for place in asked.places[order].tolist()]
+            order = order[varied(logits[order], categories, n, diversity)]
+        if not self._exploration.explores(context):
+            order = order[:n]
+            return self._answer(asked, order, sigmoid(logits[order]), reasons=True)
+        deep = order[: self._exploration.depth(context, n)]
+        # What diversity ordered stays in that order: ranks stand for scores where it has a say.
+        given = -np.arange(len(deep), dtype=np.float64) if diversity else logits[deep]
+        shown = self._exploration.show(context, given, n)
+        order = deep[shown.indices]
+        return self._answer(asked, order, sigmoid(logits[order]), reasons=True, propensity=shown.propensities)
 
-    def record(self, interactions: pl.DataFrame) -> None:
-        """Take live interactions (columns of ``Interaction``) into the online features at once.
+    def explain(self, context: str, user_id: str, item_id: str, now: datetime | None = None) -> Explanation:
+        """Say which inputs moved the score of one item, and what the context's adapter added.
 
-        The next answer reacts to them. They do not enter the log: ingest them as well.
+        Raises:
+            NotFoundError: the bundle knows no such context.
+            InputError: an id that cannot be one, or ``now`` without a zone.
         """
-        self._store.record(interactions)
+        self._check_context(context)
+        check_id(user_id, "user_id")
+        check_id(item_id, "item_id")
+        asked = self._ask(context, user_id, [item_id], self._catalogue.places([item_id]), now, seen=False)
+        return explained(asked, self._scorer, self._space, self.manifest, self._catalogue, self.version)
+
+    def history(self, user_id: str, now: datetime | None = None) -> list[dict[str, object]]:
+        """The user's last engagements, most recent first: item_id and categories.
+
+        Raises:
+            InputError: an id that cannot be one.
+        """
+        check_id(user_id, "user_id")
+        rows = self._guarded.request(user_id, (), (), ())
+        known = () if rows is None else rows.history
+        return [
+            {"item_id": item, "categories": list(about)}
+            for item, about in zip(known, self._catalogue.categories_of(known), strict=True)
+        ]
+
+    # Steps --------------------------------------------------------------------------------------------
 
     def _check_context(self, context: str) -> None:
-        check_context_name(context)
         if context not in self.serves:
-            raise NotFoundError(
-                f"unknown context {context!r}; bundle {self.version} serves {', '.join(self.serves)}"
-            )
+            check_context_name(context)
+            shown = ", ".join([*self.serves][:20])
+            raise NotFoundError(f"unknown context {context!r}; bundle {self.version} serves {shown}")
 
     def _instant(self, now: datetime | None) -> tuple[datetime, bool]:
         """The instant to answer as of, and whether it is the end of a log that ended long ago."""
@@ -139,92 +369,200 @@ class Recommender:
                 raise InputError(f"now: expected an instant with a zone, found {now.isoformat()} without")
             return now.astimezone(UTC), False
         clock = datetime.now(UTC)
-        ended = clock - self.until > self._settings.serving.alive_within
-        return (self.until, True) if ended else (clock, False)
+        if clock - self.until > self._settings.serving.alive_within:
+            return self.until, True
+        return clock.replace(microsecond=0) + timedelta(seconds=1), False
 
-    def _read_after_end(
-        self, user_id: str, items: Sequence[str], as_of: datetime
-    ) -> tuple[OnlineFeatures, datetime]:
-        """Read online features of a log that ended long ago, and the instant they are of.
-
-        Where somebody acted live after its end, that is just after the latest action that is visible here.
-        """
-        online = self._store.read_online(user_id, items, as_of)
-        hours = np.concatenate([block.hours for block in online.blocks.values()] or [np.zeros(0)])
-        ahead = float(np.max(-hours, initial=0.0, where=hours < 0))
-        if ahead > 0.0:
-            as_of += timedelta(hours=ahead, seconds=1)
-            online = self._store.read_online(user_id, items, as_of)
-        return online, as_of
-
-    def _answer(
+    def _ask(
         self,
         context: str,
         user_id: str,
-        items: list[str],
+        ids: list[str],
+        places: Int64s,
         now: datetime | None,
         *,
-        limit: int | None,
-        exclude_seen: bool,
-        notes: Sequence[str] = (),
-    ) -> Answer:
-        told = [*notes]
+        seen: bool,
+        notes: tuple[str, ...] = (),
+    ) -> Asked:
+        """Read the user, and put together what is known of them and of the items."""
+        sources = self.contexts.feature_sources(context)
+        read = self._read_for_seen(sources) if seen else sources
+        unknown = np.flatnonzero(places < 0)
+        heads = [self._heads[place] for place in places.tolist()]
+        for row in unknown.tolist():
+            heads[row] = pair_head(ids[row])
+        found = self._guarded.request(user_id, read, ids, heads)
+        degraded = found is None
+        rows = found or _nobody(len(read), self._width)
+        told = [*notes, *([STORE_SILENT] if degraded else [])]
         as_of, ended = self._instant(now)
+        instant = _since_epoch(as_of)
         if ended:
-            online, as_of = self._read_after_end(user_id, items, as_of)
+            instant = self._after_end(instant, rows)
+            as_of = EPOCH + timedelta(microseconds=instant)
             told.append(f"the log ended long ago; answered as of {as_of:%Y-%m-%d %H:%M} UTC")
-        else:
-            online = self._store.read_online(user_id, items, as_of)
-        serves = self.serves[context]
-        if serves == "nothing":
-            serves = "popularity"
+        if self.serves[context] == "nothing":
             told.append(f"the gates let nothing serve {context}; ranked by popularity")
-        if exclude_seen:
-            kept = np.flatnonzero(~self._seen(context, items, online))
-            items = [items[place] for place in kept]
-            online = online.take(kept)
-        categories = self._catalogue.categories(items)
-        dense = self._space.assemble(context, online.blocks, _microseconds(as_of, len(items)))
-        scores = self._scorer.score(context, Candidates(user_id, items, categories, online.history, dense))
-        popularity = dense[:, self._popularity]
-        order = np.lexsort((np.array(items, dtype=np.str_), -popularity, -scores))[:limit]
-        tastes = self._tastes(online.history)
-        ranked = tuple(
-            RankedItem(
-                rank,
-                items[place],
-                categories[place],
-                float(scores[place]),
-                self._item_reason(items[place], categories[place], tastes, float(popularity[place])),
-            )
-            for rank, place in enumerate(order.tolist(), start=1)
-        )
-        return Answer(
-            context=context,
-            user_id=user_id,
-            items=ranked,
-            reason=self._user_reason(context, user_id, online, len(items)),
-            version=self.version,
-            serves=serves,
-            as_of=as_of,
-            degraded=tuple(told),
+        dense = self._dense(context, read, sources, rows, ids, places, instant)
+        kept, kept_places = self._kept, places
+        if len(unknown):
+            categories = self._catalogue.categories_of(ids)
+            kept, kept_places = KeptItems(ids, categories), np.arange(len(ids))
+        met = self._seen(context, read, ids, rows) if seen else np.zeros(len(ids), dtype=np.bool_)
+        return Asked(
+            context,
+            user_id,
+            ids,
+            places,
+            kept,
+            kept_places,
+            rows,
+            dense,
+            met,
+            instant,
+            tuple(told),
+            bool(told),
         )
 
-    def _seen(self, context: str, items: Sequence[str], online: OnlineFeatures) -> npt.NDArray[np.bool_]:
+    def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
+        every = self.contexts.names
+        return every if len(every) <= MOST_CONTEXTS_SEEN else sources
+
+    def _after_end(self, instant: int, rows: UserRows) -> int:
+        """Just after the latest action that is visible here, where somebody acted after the log's end."""
+        stamps = [self._newest]
+        for values, there in ((rows.user, rows.knows_user), (rows.pairs, rows.knows_pair)):
+            if there.any():
+                stamps.append(int(split_row_time(values[there])[1].max()))
+        newest = max(stamps)
+        return newest + SECOND if newest > instant else instant
+
+    def _dense(
+        self,
+        context: str,
+        read: Sequence[str],
+        sources: Sequence[str],
+        rows: UserRows,
+        ids: Sequence[str],
+        places: Int64s,
+        instant: int,
+    ) -> Float32s:
+        """The dense rows of one user and n items, [n, F]: what `FeatureSpace.assemble` makes, to the bit."""
+        one = np.array([instant], dtype=np.int64)
+        blocks = {
+            view_name(USER, name): stored_block(rows.user[[number]], rows.knows_user[[number]], one)
+            for number, name in enumerate(read)
+            if rows.knows_user[number]
+        }
+        dense = np.repeat(self._space.request_row(context, blocks, instant)[None], len(ids), axis=0)
+        if not len(ids):
+            return dense
+        dense[:, self._space.places[ITEM]] = self._items.columns(context, places, instant)
+        unknown = np.flatnonzero(places < 0)
+        if len(unknown):
+            part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
+            if part is not None:
+                dense[np.ix_(unknown, self._space.places[ITEM])] = part
+        if len(rows.met):
+            instants = np.full(len(rows.met), instant, dtype=np.int64)
+            pairs = {
+                view_name(USER_ITEM, name): stored_block(
+                    rows.pairs[number], rows.knows_pair[number], instants
+                )
+                for number, name in enumerate(read)
+            }
+            part = self._space.part(USER_ITEM, context, pairs, len(rows.met))
+            dense[np.ix_(rows.met, self._space.places[USER_ITEM])] = part
+        return dense
+
+    def _unknown_items(
+        self, ids: Sequence[str], context: str, sources: Sequence[str], instant: int
+    ) -> Float32s | None:
+        """Columns of items that are not in the catalogue: they may have been touched since."""
+        found = self._guarded.read(lambda reader: reader.items(sources, ids))
+        if found is None or not any(len(rows.places) for rows in found.values()):
+            return None
+        blocks = {}
+        for name, rows in found.items():
+            values = np.zeros((len(ids), self._width), dtype=np.float32)
+            there = np.zeros(len(ids), dtype=np.bool_)
+            values[rows.places], there[rows.places] = rows.values, True
+            instants = np.full(len(ids), instant, dtype=np.int64)
+            blocks[view_name(ITEM, name)] = stored_block(values, there, instants)
+        return self._space.part(ITEM, context, blocks, len(ids))
+
+    def _logits(self, asked: Asked) -> npt.NDArray[np.float64]:
+        return self._scorer.score_kept(
+            asked.context, asked.user_id, asked.rows.history, asked.kept, asked.kept_places, asked.dense
+        )
+
+    def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
+        """The best first; of equal ones the more popular, and then by id."""
+        popularity = asked.dense[:, self._popularity]
+        order = np.lexsort((-popularity, -logits))
+        ranked = logits[order]
+        if (ranked[1:] == ranked[:-1]).any():
+            order = np.lexsort((np.array(asked.ids, dtype=np.str_), -popularity, -logits))
+        return order
+
+    def _answer(
+        self,
+        asked: Asked,
+        order: Int64s,
+        scores: npt.NDArray[np.float64],
+        *,
+        reasons: bool,
+        propensity: npt.NDArray[np.float64] | None = None,
+    ) -> Answer:
+        ids, chosen = asked.ids, order.tolist()
+        if reasons:
+            tastes = self._tastes(asked.rows.history)
+            abouts = self._catalogue.categories_of([ids[row] for row in chosen])
+            told = [
+                self._item_reason(ids[row], about, tastes, float(asked.dense[row, self._popularity]))
+                for row, about in zip(chosen, abouts, strict=True)
+            ]
+            shown: list[float | None] = [None] * len(chosen) if propensity is None else propensity.tolist()
+            items = tuple(
+                RankedItem(rank, ids[row], score, about, reason, probability)
+                for rank, (row, score, about, reason, probability) in enumerate(
+                    zip(chosen, scores.tolist(), abouts, told, shown, strict=True), start=1
+                )
+            )
+        else:
+            ranked = enumerate(zip(chosen, scores.tolist(), strict=True), start=1)
+            items = tuple([RankedItem(rank, ids[row], score) for rank, (row, score) in ranked])
+        serves = self.serves[asked.context]
+        return Answer(
+            context=asked.context,
+            user_id=asked.user_id,
+            items=items,
+            reason=self._user_reason(asked),
+            bundle=self.version,
+            serves="popularity" if serves == "nothing" else serves,
+            as_of=EPOCH + timedelta(microseconds=asked.instant),
+            degraded=asked.degraded,
+            notes=asked.notes,
+        )
+
+    def _seen(
+        self, context: str, read: Sequence[str], ids: Sequence[str], rows: UserRows
+    ) -> npt.NDArray[np.bool_]:
         exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
-        seen = np.zeros(len(items), dtype=bool)
-        if not exposed:
-            recent = set(online.history)
-            seen |= np.fromiter((item in recent for item in items), dtype=bool, count=len(items))
-        for name in (context,) if exposed else self.contexts.names:
-            block = online.blocks.get(view_name(USER_ITEM, name))
-            if block is not None:
-                seen |= (block.hours >= 0) & (block.values[:, 0] > 0)
+        seen = np.zeros(len(ids), dtype=np.bool_)
+        if not exposed and rows.history:
+            recent = self._catalogue.places(rows.history)
+            recent = recent[(recent >= 0) & (recent < len(ids))]
+            seen[recent] = True  # what is recommended stands where it stands in the catalogue
+        for number, name in enumerate(read):
+            if not exposed or name == context:
+                engaged = rows.knows_pair[number] & (rows.pairs[number, :, 0] > 0)
+                seen[rows.met[engaged]] = True
         return seen
 
     def _tastes(self, history: Sequence[str]) -> Counter[str]:
         """How many of the user's last engagements were of each category."""
-        return Counter(category for found in self._catalogue.categories(history) for category in found)
+        return Counter(category for found in self._catalogue.categories_of(history) for category in found)
 
     def _item_reason(
         self, item: str, categories: Sequence[str], tastes: Counter[str], popularity: float
@@ -243,19 +581,51 @@ class Recommender:
             return f"unknown item; {here}"
         return here
 
-    def _user_reason(self, context: str, user_id: str, online: OnlineFeatures, candidates: int) -> str:
-        if not candidates:
+    def _user_reason(self, asked: Asked) -> str:
+        if not asked.ids:
             return "no candidates: nothing is left to rank"
-        trained = self._scorer.knows_user(context, user_id)
-        length = len(online.history)
+        trained = self._scorer.knows_user(asked.context, asked.user_id)
+        length = len(asked.rows.history)
         if length:
             known = "known user" if trained else "user without a place in the model yet"
             return f"{known}, ranked with their last {length} engagements"
-        if trained or online.knows_user:
+        if trained or asked.rows.knows_user.any():
             return "known user without recent engagements, ranked by what was learnt of them"
         return "unknown user: no history, ranked by what is known of the items"
 
 
-def _microseconds(instant: datetime, n: int) -> npt.NDArray[np.int64]:
-    since = np.datetime64(instant.astimezone(UTC).replace(tzinfo=None), "us")
-    return np.full(n, since.astype(np.int64), dtype=np.int64)
+def _space(bundle: Bundle, settings: Settings) -> FeatureSpace:
+    """The columns of the bundle's rows, where this code and these settings make them alike.
+
+    Raises:
+        IntegrityError: they do not.
+    """
+    told, found = bundle.manifest.features, settings.features
+    space = FeatureSpace(bundle.manifest.declarations, told.half_lives, told.history_length)
+    if space.digest != told.digest:
+        raise IntegrityError(
+            f"bundle {bundle.version}: its features (digest {told.digest[:12]}) are not "
+            f"those that recmeta computes now ({space.digest[:12]}); run `recmeta nightly`"
+        )
+    if (told.half_lives, told.history_length) != (found.half_lives, found.history_length):
+        raise IntegrityError(
+            f"bundle {bundle.version} was made with other half-lives or another history length than "
+            "the settings have now; run `recmeta nightly`"
+        )
+    return space
+
+
+def _nobody(contexts: int, width: int) -> UserRows:
+    """What is known of a user whom nobody can look up."""
+    return UserRows(
+        user=np.zeros((contexts, width), dtype=np.float32),
+        knows_user=np.zeros(contexts, dtype=np.bool_),
+        history=(),
+        met=np.zeros(0, dtype=np.int64),
+        pairs=np.zeros((contexts, 0, width), dtype=np.float32),
+        knows_pair=np.zeros((contexts, 0), dtype=np.bool_),
+    )
+
+
+def _since_epoch(instant: datetime) -> int:
+    return (instant - EPOCH) // timedelta(microseconds=1)

@@ -210,7 +210,7 @@ class Scorer:
             histories=[candidates.history],
             dense=candidates.dense,
         )
-        return _sigmoid(logits)
+        return sigmoid(logits)
 
     def logits(
         self,
@@ -542,7 +542,7 @@ def _read_vocabulary(path: Path, size: int) -> Vocabulary:
     return Vocabulary(tuple(ids))
 
 
-def _sigmoid(logits: Floats) -> Floats:
-    """Stable for logits of any size."""
+def sigmoid(logits: Floats) -> Floats:
+    """Probabilities of logits; stable for logits of any size."""
     probabilities: Floats = np.exp(-np.logaddexp(0.0, -logits))
     return probabilities

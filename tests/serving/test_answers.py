@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from recmeta.errors import InputError
@@ -42,24 +43,27 @@ def test_the_text_of_a_refusal_can_be_written_anywhere() -> None:
     assert str(raised.value).isprintable()
 
 
-def test_an_answer_as_json_holds_everything() -> None:
+def test_an_answer_as_json_holds_everything_and_leaves_out_what_was_not_asked_for() -> None:
     answer = Answer(
         context="feed",
         user_id="u",
-        items=(RankedItem(1, "i", ("film",), 0.25, "because"),),
+        items=(RankedItem(1, "i", 0.25, ("film",), "because", 0.5), RankedItem(2, "j", 0.125)),
         reason="known user",
-        version="20260630-0123456789ab",
+        bundle="20260630-0123456789ab",
         serves="shared",
         as_of=datetime(2026, 6, 30, tzinfo=UTC),
-        degraded=("old",),
+        degraded=True,
+        notes=("old",),
     )
-    assert json.loads(json.dumps(answer.as_json())) == {
+    whole = {"rank": 1, "item_id": "i", "score": 0.25, "categories": ["film"], "reason": "because"}
+    assert json.loads(msgspec.json.encode(answer)) == {
         "context": "feed",
         "user_id": "u",
-        "items": [{"rank": 1, "item_id": "i", "categories": ["film"], "score": 0.25, "reason": "because"}],
+        "items": [{**whole, "propensity": 0.5}, {"rank": 2, "item_id": "j", "score": 0.125}],
         "reason": "known user",
         "bundle": "20260630-0123456789ab",
         "serves": "shared",
-        "as_of": "2026-06-30T00:00:00+00:00",
-        "degraded": ["old"],
+        "as_of": "2026-06-30T00:00:00Z",
+        "degraded": True,
+        "notes": ["old"],
     }

@@ -29,27 +29,29 @@ def written(folder: Path, ages: dict[str, int | None]) -> Path:
 
 def test_only_items_that_were_touched_lately_are_alive_and_the_latest_come_first(tmp_path: Path) -> None:
     catalogue = Catalogue(written(tmp_path, {"old": 20, "b": 3, "a": 3, "new": 1, "never": None}))
-    assert catalogue.alive(NOW, timedelta(days=14)) == ["new", "a", "b"]
-    assert catalogue.latest(4) == ["new", "a", "b", "old"]
+    assert catalogue.ids[: catalogue.alive(NOW, timedelta(days=14))] == ["new", "a", "b"]
+    assert catalogue.ids == ["new", "a", "b", "old", "never"]
     assert len(catalogue) == 5
 
 
 def test_an_item_dies_exactly_after_the_set_time(tmp_path: Path) -> None:
     catalogue = Catalogue(written(tmp_path, {"edge": 14}))
-    assert catalogue.alive(NOW, timedelta(days=14)) == ["edge"]
-    assert catalogue.alive(NOW + timedelta(microseconds=1), timedelta(days=14)) == []
+    assert catalogue.alive(NOW, timedelta(days=14)) == 1
+    assert catalogue.alive(NOW + timedelta(microseconds=1), timedelta(days=14)) == 0
 
 
 def test_an_unknown_item_has_no_categories_and_is_no_error(tmp_path: Path) -> None:
     catalogue = Catalogue(written(tmp_path, {"a": 1}))
-    assert catalogue.categories(["a", "nobody"]) == [("about a",), ()]
+    assert catalogue.categories_of(["a", "nobody"]) == [("about a",), ()]
+    assert catalogue.places(["nobody", "a"]).tolist() == [-1, 0]
     assert "a" in catalogue
     assert "nobody" not in catalogue
 
 
 def test_an_empty_catalogue_is_ordinary(tmp_path: Path) -> None:
     catalogue = Catalogue(written(tmp_path, {}))
-    assert catalogue.alive(NOW, timedelta(days=14)) == catalogue.latest(3) == []
+    assert (catalogue.alive(NOW, timedelta(days=14)), catalogue.ids) == (0, [])
+    assert catalogue.places([]).tolist() == []
 
 
 def test_another_table_under_this_name_is_refused(tmp_path: Path) -> None:

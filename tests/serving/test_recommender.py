@@ -65,7 +65,7 @@ def test_a_known_user_gets_as_many_items_as_asked_the_best_first(
     assert len({item.item_id for item in answer.items}) == 10
     assert all(item.reason for item in answer.items)
     assert answer.reason.startswith("known user")
-    assert (answer.version, answer.as_of, answer.degraded) == (living.version, now, ())
+    assert (answer.bundle, answer.as_of, answer.notes) == (living.version, now, ())
 
 
 def test_the_same_question_at_the_same_instant_has_the_same_answer(
@@ -96,14 +96,14 @@ def test_an_unknown_user_is_ordinary_and_the_answer_says_so(recommender: Recomme
     answer = recommender.recommend("feed", "nobody at all", 10, now)
     assert len(answer.items) == 10
     assert answer.reason.startswith("unknown user: no history")
-    assert answer.degraded == ()
+    assert not answer.degraded
 
 
 def test_unknown_items_are_ranked_with_a_reason(
     living: Living, recommender: Recommender, now: datetime
 ) -> None:
     known = sorted(engaged(living, living.reader(), "reading"))[:2]
-    answer = recommender.rank("reading", living.reader(), ["never seen", *known, "張"], now)
+    answer = recommender.rank("reading", living.reader(), ["never seen", *known, "張"], now, reasons=True)
     reasons = {item.item_id: item.reason for item in answer.items}
     assert set(reasons) == {"never seen", *known, "張"}
     assert reasons["never seen"].startswith("unknown item")
@@ -156,7 +156,7 @@ def test_where_the_gates_let_nothing_serve_popularity_ranks_and_the_answer_says_
 ) -> None:
     answer = recommender.recommend("commenting", "nobody", 5, now)
     assert answer.serves == "popularity"
-    assert "commenting" in answer.degraded[0]
+    assert "commenting" in answer.notes[0]
     counts = living.events.filter((pl.col("context") == "commenting") & (pl.col("label") == 1))["item_id"]
     assert answer.items[0].item_id in set(counts)
 
@@ -190,7 +190,7 @@ def test_a_log_that_ended_long_ago_is_answered_as_of_its_end(
 ) -> None:
     answer = recommender.recommend("feed", living.reader(), 5)
     assert answer.as_of == living.until
-    assert "ended long ago" in answer.degraded[0]
+    assert "ended long ago" in answer.notes[0]
     assert answer.items == recommender.recommend("feed", living.reader(), 5, living.until).items
 
 
@@ -209,7 +209,7 @@ def test_where_no_item_is_alive_the_latest_are_ranked_and_the_answer_says_so(
 ) -> None:
     answer = recommender.recommend("feed", "nobody", 5, living.until + timedelta(days=100))
     assert len(answer.items) == 5
-    assert "nobody touched any item lately" in answer.degraded[0]
+    assert "nobody touched any item lately" in answer.notes[0]
 
 
 @pytest.mark.parametrize("context", ["liking", "feeds"])

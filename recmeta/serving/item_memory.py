@@ -1,0 +1,127 @@
+"""What a bundle's items are by their counters, in memory: read once, and again when the store says so.
+
+Dense columns of items are made for an instant and kept until another is asked for, so that requests of
+the same instant share them. This module must never know a user.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from recmeta.features.assembly import Block, FeatureSpace, stored_block
+from recmeta.features.counters import Float32s, split_row_time
+from recmeta.features.direct_online import ItemRows, Reader
+from recmeta.features.schema import ITEM, view_name
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass
+class _Columns:
+    """Dense columns of all items in one context, each made for the instant beside it."""
+
+    values: Float32s
+    instants: Int64s
+
+
+@dataclass
+class _State:
+    """All rows as they were read, and the columns made of them."""
+
+    rows: dict[str, ItemRows]
+    columns: OrderedDict[str, _Columns] = field(default_factory=OrderedDict)
+
+
+class ItemMemory:
+    """Counters of n items in all contexts. One thread asks; another may `load` meanwhile."""
+
+    def __init__(self, space: FeatureSpace, items: Sequence[str], width: int, most_bytes: int) -> None:
+        """Know nothing yet: `load` first.
+
+        Args:
+            space: how columns are made.
+            items: ids, in the order of their places.
+            width: numbers of a stored row.
+            most_bytes: of kept columns; a context beyond that has its columns made anew each time.
+        """
+        self._space, self._items, self._width = space, items, width
+        self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.places[ITEM]) + 2)))
+        self._state = _State({})
+
+    def load(self, reader: Reader) -> None:
+        """Read the rows of all items in all contexts of the space."""
+        self._state = _State(reader.items(self._space.contexts.names, self._items))
+
+    def update(self, reader: Reader, places: Int64s) -> None:
+        """Read some items again: they were just touched."""
+        state, touched = self._state, np.unique(places)
+        fresh = reader.items(self._space.contexts.names, [self._items[place] for place in touched.tolist()])
+        for name, rows in fresh.items():
+            if not len(rows.places):
+                continue
+            held = state.rows.get(name)
+            at, values = touched[rows.places], rows.values
+            if held is not None:
+                stay = ~np.isin(held.places, at)
+                at = np.concatenate([held.places[stay], at])
+                values = np.concatenate([held.values[stay], values])
+            order = np.argsort(at, kind="stable")
+            state.rows[name] = ItemRows(at[order], values[order])
+        for columns in state.columns.values():
+            columns.instants[touched] = -1
+
+    def newest(self) -> int:
+        """When the newest of all rows became known, microseconds since 1970, UTC; 0 where there is none."""
+        rows = [found.values for found in self._state.rows.values() if len(found.values)]
+        return max((int(split_row_time(values)[1].max()) for values in rows), default=0)
+
+    def columns(self, context: str, places: Int64s, instant: int) -> Float32s:
+        """The columns at ``space.places[ITEM]`` of some items at an instant, [n, K].
+
+        Args:
+            context: the target.
+            places: of the items, [n]; those below 0 are of items that nobody touched.
+            instant: microseconds since 1970, UTC.
+        """
+        state = self._state
+        kept = state.columns.get(context)
+        if kept is None:
+            if not self._most:
+                return self.made(context, places, instant)
+            size = (len(self._items) + 1, len(self._space.places[ITEM]))
+            kept = _Columns(np.zeros(size, dtype=np.float32), np.full(size[0], -1, dtype=np.int64))
+            state.columns[context] = kept
+            while len(state.columns) > self._most:
+                state.columns.popitem(last=False)
+        else:
+            state.columns.move_to_end(context)
+        old = kept.instants[places] != instant
+        if old.any():
+            stale = places[old]
+            kept.values[stale] = self.made(context, stale, instant)
+            kept.instants[stale] = instant
+        found: Float32s = kept.values[places]
+        return found
+
+    def made(self, context: str, places: Int64s, instant: int) -> Float32s:
+        """As `columns`, made anew."""
+        blocks = {
+            view_name(ITEM, name): self._block(name, places, instant)
+            for name in self._space.contexts.feature_sources(context)
+        }
+        return self._space.part(ITEM, context, blocks, len(places))
+
+    def _block(self, context: str, places: Int64s, instant: int) -> Block:
+        rows = self._state.rows.get(context)
+        values = np.zeros((len(places), self._width), dtype=np.float32)
+        there = np.zeros(len(places), dtype=np.bool_)
+        if rows is not None and len(rows.places):
+            at = np.minimum(np.searchsorted(rows.places, places), len(rows.places) - 1)
+            there = rows.places[at] == places
+            values[there] = rows.values[at[there]]
+        return stored_block(values, there, np.full(len(places), instant, dtype=np.int64))
