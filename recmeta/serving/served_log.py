@@ -45,7 +45,7 @@ SCHEMA = pl.Schema(
 """One row a shown item; those of a request follow each other, from position 0. ``best_score`` is of the best
 item that was left for this slot, and ``greedy`` says whether that one was shown."""
 
-FILE_LISTS = 2_000
+FILE_LISTS = 5_000
 """Lists in one file, at most; a smaller piece holds the interpreter for less time."""
 
 _log = logging.getLogger(__name__)

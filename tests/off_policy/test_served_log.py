@@ -129,12 +129,14 @@ def test_killed_in_the_middle_the_log_holds_whole_lists_from_the_first_on(tmp_pa
     process = subprocess.Popen([sys.executable, Path(__file__).with_name("killed_writer.py"), folder])
     try:
         deadline = time.monotonic() + 60
-        while len(list(folder.glob("*/*.parquet"))) < 20:
+        while not folder.with_suffix(".half").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.002)
     finally:
         process.kill()
         process.wait()
+    assert len(list(folder.rglob(".*.partial"))) == 1  # it was in the middle
+    assert len(list(folder.glob("*/*.parquet"))) == 20
     found = scan_served(folder).collect()
     lists = found.group_by("request_id", "user_id").agg(pl.col("position").sort(), pl.col("item_id"))
     assert all(positions == list(range(8)) for positions in lists["position"].to_list())
