@@ -44,6 +44,7 @@ from recmeta.features.portable import portable_columns, portable_digest
 from recmeta.features.schema import duration_label
 from recmeta.pipeline import Progress, Report, workspace_lock
 from recmeta.serving.catalogue import CATALOGUE, catalogue_table
+from recmeta.serving.probes import write_probes
 from recmeta.serving.scorer import Scorer
 from recmeta.settings import Settings, load_settings
 from recmeta.transfer.ladder import KINDS, Kind, Step, kind_of, step_for
@@ -542,6 +543,7 @@ def _publish(settings: Settings, store: BundleStore, opened: OpenedBase, declare
             transfer=EVIDENCE,
             contexts={context.name: _entry(base, kind_of(context)) for context in declared.declared()},
         )
+        write_probes(files, manifest)
         return store.publish(manifest, files)
 
 

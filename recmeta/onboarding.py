@@ -43,6 +43,7 @@ from recmeta.events.store import event_span, scan_events, take
 from recmeta.features.feast_definitions import registry_file
 from recmeta.features.new_surface import surface_rows
 from recmeta.pipeline import Progress, Report, workspace_lock
+from recmeta.serving.probes import write_probes
 from recmeta.serving.scorer import Scorer
 from recmeta.settings import Settings, load_settings
 from recmeta.transfer.ladder import Climbed, Kind, Labelled, Step, Terms, climb, kind_of, settle, step_for
@@ -610,6 +611,7 @@ def _publish(
             export_trees(residual, trees)
         files = Path(temporary) / "bundle"
         manifest = with_context(champion, files, name, declarations, entry, trees)
+        write_probes(files, manifest)
         return store.open(store.publish(manifest, files))
 
 

@@ -127,17 +127,7 @@ class BundleStore:
             BusyError: another process has been changing the store for too long.
             OSError: the disk is full; nothing is visible.
         """
-        found = {
-            path: FileEntry(sha256=sha256_of_file(files / path), bytes=(files / path).stat().st_size)
-            for path in plain_files(files, InputError)
-        }
-        missing = sorted(manifest.wanted_files() - set(found))
-        if missing:
-            raise InputError(f"{files}: the manifest names {', '.join(missing)}, which are not there")
-        try:
-            whole = Manifest.model_validate({**manifest.model_dump(), "files": found})
-        except ValidationError as error:
-            raise InputError(f"{files}: {error.errors()[0]['msg']}") from error
+        whole = seal(manifest, files)
         with self._lock():
             remove_leftovers(self.folder)
             if (self.folder / whole.version).exists():
@@ -322,6 +312,26 @@ class BundleStore:
                 f"{self.folder}: another process has been changing the bundles for {LOCK_WAIT:.0f} s; "
                 f"try again"
             ) from error
+
+
+def seal(manifest: Manifest, files: Path) -> Manifest:
+    """Return ``manifest`` with the checksums of the files below ``files``.
+
+    Raises:
+        InputError: a file that the entries name is missing, or something else than plain files and folders
+            lies among them.
+    """
+    found = {
+        path: FileEntry(sha256=sha256_of_file(files / path), bytes=(files / path).stat().st_size)
+        for path in plain_files(files, InputError)
+    }
+    missing = sorted(manifest.wanted_files() - set(found))
+    if missing:
+        raise InputError(f"{files}: the manifest names {', '.join(missing)}, which are not there")
+    try:
+        return Manifest.model_validate({**manifest.model_dump(), "files": found})
+    except ValidationError as error:
+        raise InputError(f"{files}: {error.errors()[0]['msg']}") from error
 
 
 def plain_files(folder: Path, fault: Callable[[str], Exception]) -> list[str]:

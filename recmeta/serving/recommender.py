@@ -34,6 +34,7 @@ from recmeta.serving.explanation import explained
 from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
 from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 from recmeta.settings import Settings
@@ -122,6 +123,7 @@ class Recommender:
         manifest = bundle.manifest
         self.manifest = manifest
         self.evidence = bundle.evidence
+        self._bundle = bundle
         self.version = bundle.version
         self.until = manifest.until
         self.contexts = manifest.declarations
@@ -221,8 +223,10 @@ class Recommender:
         """Answer once in some contexts, so that the first request need not pay for what comes first.
 
         Raises:
+            IntegrityError: it scores its probe rows otherwise than where it was published.
             RecmetaError: what serves cannot score.
         """
+        check_probes(self._scorer, self._bundle, self._settings.gate.parity)
         for context in [*self.serves][:WARM_CONTEXTS]:
             self.recommend(context, "\u2026", 1)
 

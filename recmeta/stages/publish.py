@@ -30,6 +30,7 @@ from recmeta.evaluation.gates import BundleDecision, Decision, GateResult, decid
 from recmeta.model_folder import load_model
 from recmeta.models.shared import SharedModel
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
+from recmeta.serving.probes import write_probes
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, Progress, catalogue, labelled_tensors
 from recmeta.stages.refitted import read_refitted
@@ -52,7 +53,11 @@ def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
         making = _Making(night, decided, parent, Path(temporary))
         making.write()
         verdict = _judge(decided, making.parities, night, parent)
-        version = store.publish(making.manifest(), Path(temporary)) if verdict.promote else None
+        version = None
+        if verdict.promote:
+            manifest = making.manifest()
+            write_probes(Path(temporary), manifest)
+            version = store.publish(manifest, Path(temporary))
     if version is not None:
         store.promote(version, night.parent)
     report = {
