@@ -165,6 +165,16 @@ def recommendation_tables(answer: Answer) -> list[RenderableType]:
     return shown
 
 
+def score_table(told: Mapping[str, Any]) -> RenderableType:
+    """What `score_file` told: rows by context, and what scored them."""
+    title = (
+        f"{told['path']}: {told['rows']:,} rows in {told['seconds']:.1f} s "
+        f"(bundle {told['bundle']}, as of {told['as_of'][:16].replace('T', ' ')} UTC)"
+    )
+    rows = [(name, f"{count:,}") for name, count in told["contexts"].items()]
+    return table(title, ("context", "rows"), rows, numeric=("rows",))
+
+
 def bundles_table(listed: Mapping[str, Any]) -> RenderableType:
     """What `bundles_as_json` gave, one line a bundle."""
     rows = [
@@ -354,27 +364,35 @@ def off_policy_tables(found: Mapping[str, Any]) -> list[RenderableType]:
     rows, notes = [], []
     for policy, told in found["policies"].items():
         if told is None:
-            notes.append(f"champion: {found['champion'] or 'none'} has answered none of these requests")
+            champion = found["champion"]
+            notes.append(
+                "nothing was promoted, so that there is no champion's value"
+                if champion is None
+                else f"the champion, {champion}, has answered none of these requests"
+            )
             continue
         for name, value in told["estimates"].items():
-            if policy == "greedy" or name != "logged":
-                rows.append((policy if name != "logged" else "as served", name, _worth(value)))
+            if name != "logged":
+                rows.append((policy, name, _worth(value), _worth(told["gains"][name], "+")))
+            elif policy == "greedy":
+                rows.append(("as served", "mean", _worth(value), ""))
         notes += [f"{policy}: {warning}" for warning in told["warnings"]]
-    title = f"Engagements a served list in {found['context']}: value [95 % interval]"
+    title = f"Engagements a served list in {found['context']} [95 % interval]"
     share = found["tried"] / found["slots"]
     return [
-        table(title, ("policy", "estimator", "value"), rows, numeric=("value",)),
+        table(title, ("policy", "estimator", "value", "gain"), rows, numeric=("value", "gain")),
         Text(
             f"{found['requests']:,} lists, {found['engaged']:,} engagements, {share:.1%} of the slots tried "
-            f"another item than the best; {found['open_requests']:,} are left out: their outcome is open."
+            f"another item than the best; {found['open_requests']:,} are left out: their outcome is open. "
+            "A gain is over what the same requests were served."
         ),
         *(Text(f"Note: {note}") for note in notes),
     ]
 
 
-def _worth(value: Mapping[str, float | None]) -> str:
+def _worth(value: Mapping[str, float | None], sign: str = "") -> str:
     if value["value"] is None:
         return "-"
     if value["low"] is None or value["high"] is None:
-        return f"{value['value']:.4f}"
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+        return f"{value['value']:{sign}.4f}"
+    return f"{value['value']:{sign}.4f} [{value['low']:{sign}.4f}, {value['high']:{sign}.4f}]"

@@ -108,6 +108,7 @@ class PolicyValue:
         """Everything, JSON-able."""
         return {
             "estimates": {name: value.as_json() for name, value in self.estimates.items()},
+            "gains": {name: self.gain(name).as_json() for name in self.estimates if name != "logged"},
             "rows": self.rows,
             "requests": self.requests,
             "clusters": self.clusters,

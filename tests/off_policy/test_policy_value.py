@@ -159,7 +159,7 @@ def test_the_command_line_shows_a_table_and_the_same_as_json(
     table = capsys.readouterr().out
     assert "as served" in table
     assert "snips" in table
-    assert "champion: none has answered none of these requests" in table
+    assert "nothing was promoted" in table
     with pytest.raises(SystemExit) as left:
         main(["off-policy", "-w", str(lived.workspace), "-c", "reading"])
     assert left.value.code == 4
