@@ -1,7 +1,7 @@
 // What the whole page shares: tabs, the state of the server, the key. It must never draw what a tab shows.
 
 import { ApiError, advice, get, key, setKey, takeKeyFromAddress } from "/console/api.js";
-import { ago, el, instant, say } from "/console/elements.js";
+import { ago, el, fill, instant, say } from "/console/elements.js";
 import * as night from "/console/night.js";
 import * as onboard from "/console/onboard.js";
 import * as operations from "/console/operations.js";
@@ -46,7 +46,7 @@ async function draw() {
   } catch (error) {
     if (turn !== drawing) return;
     if (!(error instanceof ApiError)) throw error;
-    panel.replaceChildren(el("div", { class: "box loud", role: "alert" },
+    fill(panel, el("div", { class: "box loud", role: "alert" },
       el("p", {}, advice(error)),
       el("button", { type: "button", on: { click: draw } }, "Try again")));
   } finally {
@@ -83,7 +83,7 @@ async function look() {
     : found.status === "ok" ? null : ["Degraded.", found.reason ?? "The server does not say why."];
   const text = told?.join(" ") ?? "";
   if (place.textContent !== text) {
-    place.replaceChildren(...(told ? [el("strong", {}, told[0]), ` ${told[1]}`] : []));
+    fill(place, told && [el("strong", {}, told[0]), ` ${told[1]}`]);
     place.className = fault ? "bad" : told ? "degraded" : "";
     if (!told && !wasGone) say("The server is well again.");
   }

@@ -1,7 +1,7 @@
 // Pictures as SVG: heat map, onboarding curves, intervals, what moved a score. They are given figures and a
 // width in pixels; they must never ask the server, or decide what is worth saying.
 
-import { el, figure, signed, svg, table, whole } from "/console/elements.js";
+import { el, figure, fill, signed, svg, table, whole } from "/console/elements.js";
 
 /** Draw what `make(width)` gives into a box, and again whenever the box becomes wider or narrower. */
 export function fitted(make, { least = 240, most = 900 } = {}) {
@@ -11,7 +11,7 @@ export function fitted(make, { least = 240, most = 900 } = {}) {
     const width = Math.round(Math.min(most, Math.max(least, entry.contentRect.width)));
     if (!entry.contentRect.width || width === drawn) return;
     drawn = width;
-    box.replaceChildren(make(width));
+    fill(box, make(width));
   }).observe(box);
   return box;
 }
@@ -38,8 +38,8 @@ export function isSure(cell) {
 /** Sources in rows, targets in columns; `cells[source][target]` is {value, low, high}. */
 export function heatMap(cells, sources, targets, width) {
   const letter = 7.8; // pixels, of the widest of the fonts
-  const left = Math.min(width < 480 ? 96 : 150, 14 + letter * Math.max(...sources.map((name) => name.length)));
-  const size = Math.max(46, Math.min(96, (width - left - 8) / targets.length));
+  const left = Math.min(width < 480 ? 90 : 150, 14 + letter * Math.max(...sources.map((name) => name.length)));
+  const size = Math.max(40, Math.min(128, (width - left - 8) / targets.length));
   const slanted = size < 12 + letter * Math.max(...targets.map((name) => name.length));
   const [tall, top] = [Math.min(44, size), slanted ? 74 : 24];
   const [across, down] = [left + size * targets.length + 8, top + tall * sources.length + 4];
@@ -67,7 +67,7 @@ function heatCell(cell, largest, own, box) {
   if (sure) rect.classList.add("sure");
   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2 + 4];
   const strong = share > 0.8 ? " strong" : "";
-  return [rect, text(x, y, `${signed(cell.value)}${sure ? "*" : ""}`, { "text-anchor": "middle", class: `value${strong}${sure ? " bold" : ""}` })];
+  return [rect, text(x, y, `${signed(cell.value)}${sure ? "*" : ""}`, { "text-anchor": "middle", class: `value${strong}${sure ? " bold" : ""}${box.width < 52 ? " tick" : ""}` })];
 }
 
 // Curves -------------------------------------------------------------------------------------------

@@ -19,8 +19,17 @@ function filled(element, attributes, children) {
     if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...wanted(children));
   return element;
+}
+
+/** Put children, texts or lists of them, into a place of the page instead of what was there. */
+export function fill(place, ...children) {
+  place.replaceChildren(...wanted(children));
+}
+
+function wanted(children) {
+  return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 }
 
 /** A table that scrolls in itself where the screen is too narrow; cells are texts or elements. */

@@ -4,7 +4,7 @@
 // handed to the frame as one that script made, and its style attributes as properties: the policy stays.
 
 import { ApiError, getText } from "/console/api.js";
-import { el } from "/console/elements.js";
+import { el, fill } from "/console/elements.js";
 
 export async function show(panel) {
   let text;
@@ -12,12 +12,12 @@ export async function show(panel) {
     text = await getText("/v1/report");
   } catch (error) {
     if (!(error instanceof ApiError) || error.status !== 404) throw error;
-    panel.replaceChildren(el("h2", {}, "The night’s report"), el("p", { class: "box" }, "No night has written a report here yet; `recmeta nightly` does, and `recmeta report` does it again."));
+    fill(panel, el("h2", {}, "The night’s report"), el("p", { class: "box" }, "No night has written a report here yet; `recmeta nightly` does, and `recmeta report` does it again."));
     return;
   }
   const frame = el("iframe", { sandbox: "allow-same-origin", title: "The night’s report", class: "report", srcdoc: "<!doctype html><title>report</title>" });
   frame.addEventListener("load", () => lay(text, frame.contentDocument, "about:srcdoc"), { once: true });
-  panel.replaceChildren(
+  fill(panel,
     el("div", { class: "heading" }, el("h2", {}, "The night’s report"),
       el("div", { class: "actions" },
         el("button", { type: "button", on: { click: () => openAlone(text) } }, "Open it in a tab"),

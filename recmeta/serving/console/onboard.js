@@ -3,7 +3,7 @@
 
 import { ApiError, advice, get, post, sendFile } from "/console/api.js";
 import { fitted, forecastPicture } from "/console/drawings.js";
-import { ago, confirmed, el, figure, instant, plural, say, whole } from "/console/elements.js";
+import { ago, confirmed, el, figure, fill, instant, plural, say, whole } from "/console/elements.js";
 
 const KINDS = { csv: "text/csv", jsonl: "application/x-ndjson", ndjson: "application/x-ndjson", parquet: "application/vnd.apache.parquet" };
 const ASK_EVERY = 1_000; // milliseconds between two questions how a job goes
@@ -13,7 +13,7 @@ let watching = 0;
 
 export async function show(panel) {
   const { contexts } = await get("/v1/contexts");
-  panel.replaceChildren(
+  fill(panel,
     el("h2", {}, "Onboard a new surface"),
     el("p", {}, "A handful of its interactions is enough: it is served from what the other surfaces know, and changes nothing of theirs. It serves only when you say so. ", el("strong", {}, "Needs the admin key.")),
     el("div", { class: "columns" }, form(contexts.map((context) => context.name)), el("section", { id: "onboarded", "aria-label": "What came of it" })),
@@ -46,10 +46,10 @@ function form(names) {
   const learn = el("button", { type: "submit", class: "primary" }, "Learn it");
   return el("form", { class: "card", on: { submit: async (event) => {
     event.preventDefault();
-    fault.replaceChildren();
-    if (!file) return fault.replaceChildren(el("p", { class: "box loud" }, "Choose the file of its first interactions."));
+    fill(fault);
+    if (!file) return fill(fault, el("p", { class: "box loud" }, "Choose the file of its first interactions."));
     const type = KINDS[file.name.split(".").pop().toLowerCase()];
-    if (!type) return fault.replaceChildren(el("p", { class: "box loud" }, `${file.name}: expected a file that ends in .csv, .jsonl, .ndjson or .parquet.`));
+    if (!type) return fill(fault, el("p", { class: "box loud" }, `${file.name}: expected a file that ends in .csv, .jsonl, .ndjson or .parquet.`));
     const query = { context: name.value, ...(exposure.value && { exposure: exposure.value }), ...(within.value.trim() && { within: within.value.trim() }) };
     learn.disabled = true;
     try {
@@ -59,7 +59,7 @@ function form(names) {
       follow(waiting);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      fault.replaceChildren(el("p", { class: "box loud" }, advice(error)));
+      fill(fault, el("p", { class: "box loud" }, advice(error)));
     } finally {
       learn.disabled = false;
     }
@@ -77,7 +77,7 @@ async function follow(waiting) {
   const mine = ++watching;
   const place = document.getElementById("onboarded");
   const seconds = el("span", {});
-  place.replaceChildren(el("div", { class: "card" }, el("p", {}, `Learning ${waiting.name} … `, seconds), el("progress", { "aria-label": `Learning ${waiting.name}` })));
+  fill(place, el("div", { class: "card" }, el("p", {}, `Learning ${waiting.name} … `, seconds), el("progress", { "aria-label": `Learning ${waiting.name}` })));
   say(`Learning ${waiting.name}`);
   while (mine === watching && place.isConnected) {
     seconds.textContent = `${Math.round((Date.now() - waiting.since) / 1000)} s`;
@@ -88,14 +88,14 @@ async function follow(waiting) {
       if (!(error instanceof ApiError)) throw error;
       if (error.status !== 0) {
         if (error.status === 404) sessionStorage.removeItem(JOB);
-        place.replaceChildren(el("p", { class: "box loud", role: "alert" }, advice(error)));
+        fill(place, el("p", { class: "box loud", role: "alert" }, advice(error)));
         return;
       }
     }
     if (found && found.state !== "running" && mine === watching) {
       if (found.state === "failed") {
         sessionStorage.removeItem(JOB);
-        place.replaceChildren(el("p", { class: "box loud", role: "alert" }, `${waiting.name} was not learnt, and nothing changed: ${found.error?.message ?? found.error ?? "no reason was given"}`));
+        fill(place, el("p", { class: "box loud", role: "alert" }, `${waiting.name} was not learnt, and nothing changed: ${found.error?.message ?? found.error ?? "no reason was given"}`));
       } else {
         await learnt(place, found.report);
       }
@@ -125,7 +125,7 @@ async function learnt(place, report) {
     text: `Bundle ${report.version} replaces ${champion}. Only ${report.context} is new in it; you can go back below.`,
     yes: "Let it serve", path: "/v1/promote", body: { version: report.version, expected_champion: report.parent ?? champion },
   }) } }, `Let ${report.context} serve`);
-  place.replaceChildren(el("div", { class: "card" },
+  fill(place, el("div", { class: "card" },
     el("h3", { tabindex: "-1" }, `${report.context}: ${serves ? "serves now" : "learnt, not serving yet"}`),
     el("p", {}, report.reason),
     el("dl", { class: "facts" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
@@ -136,7 +136,7 @@ async function learnt(place, report) {
     el("ul", { class: "gates" }, (report.gates ?? []).map((gate) => el("li", { class: gate.passed ? "passed" : "refused" },
       el("strong", {}, `${gate.passed ? "✓" : "✗"} ${gate.name.replaceAll("_", " ")}`), ` ${gate.reason}`))),
     (report.warnings ?? []).map((warning) => el("p", { class: "box" }, warning)),
-    el("div", { class: "actions" }, serves ? null : promote, el("button", { type: "button", on: { click: () => { sessionStorage.removeItem(JOB); place.replaceChildren(); } } }, "Put it away")),
+    el("div", { class: "actions" }, serves ? null : promote, el("button", { type: "button", on: { click: () => { sessionStorage.removeItem(JOB); fill(place); } } }, "Put it away")),
     fault));
   place.querySelector("h3").focus({ preventScroll: true });
   say(`${report.context} was learnt: ${report.reason}`);
@@ -170,7 +170,7 @@ async function drawBundles() {
       el("td", { "data-head": "Surfaces" }, bundle.problem ? el("span", { class: "bad-word" }, `▲ ${bundle.problem}`) : surfaces),
       el("td", { "data-head": "" }, serves ? el("strong", { class: "good" }, "● serves now") : bundle.problem ? null : act));
   });
-  document.getElementById("bundles")?.replaceChildren(
+  fill(document.getElementById("bundles"),
     el("h3", {}, "Bundles: promote and roll back"), fault,
     rows.length ? el("table", { class: "stacks" },
       el("caption", { class: "for-readers" }, "Published bundles, the newest night first"),
@@ -179,16 +179,16 @@ async function drawBundles() {
 }
 
 async function change(fault, { title, text, yes, path, body }) {
-  fault.replaceChildren();
+  fill(fault);
   if (!(await confirmed(title, text, yes))) return;
   try {
-    fault.replaceChildren(el("p", { class: "box" }, "Changing what serves …"));
+    fill(fault, el("p", { class: "box" }, "Changing what serves …"));
     const { champion, before } = await post(path, body);
     document.dispatchEvent(new CustomEvent("champion-changed"));
     await show(document.getElementById("onboard"));
     say(`${champion} serves now; before it was ${before}.`);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    fault.replaceChildren(el("p", { class: "box loud" }, `Nothing was changed. ${advice(error)}`));
+    fill(fault, el("p", { class: "box loud" }, `Nothing was changed. ${advice(error)}`));
   }
 }

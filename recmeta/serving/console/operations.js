@@ -2,7 +2,7 @@
 // that /openapi.json does not hold.
 
 import { ApiError, advice, get, respond } from "/console/api.js";
-import { el, figure, table } from "/console/elements.js";
+import { el, figure, fill, table } from "/console/elements.js";
 
 const READS = new Set(["/v1/rank", "/v1/recommend", "/v1/explain"]); // of POST: they change nothing
 
@@ -10,7 +10,7 @@ export async function show(panel) {
   const found = await get("/openapi.json");
   const operations = Object.entries(found.paths).flatMap(([path, methods]) =>
     Object.entries(methods).filter(([, operation]) => operation?.responses).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })));
-  panel.replaceChildren(
+  fill(panel,
     el("h2", {}, "The API"),
     el("p", {}, `${found.info.description ?? ""} ${operations.length} operations, as `, el("a", { href: "/openapi.json" }, "/openapi.json"), " tells them. A key goes into the header Authorization: Bearer KEY."),
     operations.map((one) => described(one, found)));
@@ -25,7 +25,7 @@ function described({ path, method, operation }, document_) {
     el("p", { class: "prose" }, [operation.description, operation.security?.length === 0 ? "Needs no key." : null].filter(Boolean).join(" ") || "Needs a key that may read."),
     parameters.length ? fields("Parameters", parameters.map((parameter) => [parameter.name, typeOf(parameter.schema, document_), parameter.required ? "yes" : "no", parameter.description ?? parameter.schema?.description ?? ""])) : null,
     body?.fields.length ? fields("Body", body.fields) : null,
-    el("p", { class: "fine" }, "Answers: ", Object.entries(operation.responses).map(([status, response]) => `${status} ${response.description ?? ""}`.trim()).join(" · ")),
+    el("p", { class: "fine" }, "Answers: ", Object.entries(operation.responses).map(([status, response]) => `${status} ${resolved(response, document_).description ?? ""}`.trim()).join(" · ")),
     el("pre", { tabindex: "0", "aria-label": "With curl" }, curl(method, path, parameters, body)),
     reads ? attempt(method, path, parameters, body) : el("p", { class: "fine" }, "This one changes something: try it with curl."));
 }
@@ -106,12 +106,12 @@ function attempt(method, path, parameters, body) {
     try {
       const response = await respond(method, filled, { query: Object.keys(query).length ? query : undefined, body: text?.value });
       const told = await response.text();
-      answer.replaceChildren(
+      fill(answer,
         el("p", { class: response.ok ? "good" : "bad-word" }, `${response.status} in ${figure(performance.now() - started, 0)} ms, ${told.length.toLocaleString("en")} characters`),
         el("pre", { tabindex: "0", "aria-label": "The answer" }, indented(told).slice(0, 20_000)));
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      answer.replaceChildren(el("p", { class: "box loud" }, advice(error)));
+      fill(answer, el("p", { class: "box loud" }, advice(error)));
     }
   } } },
   inputs.map(([parameter, input]) => [el("label", { for: input.id }, parameter.name), input]),

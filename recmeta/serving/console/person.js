@@ -3,7 +3,7 @@
 
 import { ApiError, advice, get, post } from "/console/api.js";
 import { effectBars, shareBar } from "/console/drawings.js";
-import { el, figure, instant, plural, say } from "/console/elements.js";
+import { el, figure, fill, instant, plural, say } from "/console/elements.js";
 import { badge } from "/console/surfaces.js";
 
 const SHOWN = 10; // items of each list
@@ -31,7 +31,7 @@ export async function show(panel) {
     box.checked = chosen.has(name);
     return el("label", {}, box, ` ${name}`);
   }));
-  panel.replaceChildren(
+  fill(panel,
     el("h2", {}, "Try a user"),
     el("p", {}, "Anybody, known or not: what they did lately, and what each surface would show them now. One click tells the server that they engaged; nothing is trained, and the lists change before your eyes."),
     form, names.length > 1 ? picks : "",
@@ -57,7 +57,7 @@ async function refresh(names, event = null) {
       ...asked.map((context) => post("/v1/recommend", { context, user_id: user, n: SHOWN })),
     ]);
     if (mine !== turn) return;
-    fault.replaceChildren();
+    fill(fault);
     const before = event ? answers : new Map();
     answers = new Map(asked.map((name, number) => [name, found[number]]));
     drawHistory(told.history ?? []);
@@ -66,12 +66,12 @@ async function refresh(names, event = null) {
     else say(`${plural(asked.length, "list")} for ${user}`);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (mine === turn) fault.replaceChildren(el("p", { class: "box loud" }, advice(error)));
+    if (mine === turn) fill(fault, el("p", { class: "box loud" }, advice(error)));
   }
 }
 
 function drawHistory(history) {
-  document.getElementById("history").replaceChildren(
+  fill(document.getElementById("history"),
     el("h3", {}, "What they did lately"),
     history.length
       ? el("ol", { class: "chips", "aria-label": "Latest first" }, history.slice(0, 20).map((one) =>
@@ -84,7 +84,7 @@ function drawHistory(history) {
 function drawLists(before, names) {
   const place = document.getElementById("lists");
   const stood = new Map([...place.querySelectorAll("[data-moves]")].map((item) => [item.dataset.moves, item.getBoundingClientRect().top]));
-  place.replaceChildren(...[...answers].map(([context, answer]) => list(context, answer, before.get(context), names)));
+  fill(place, ...[...answers].map(([context, answer]) => list(context, answer, before.get(context), names)));
   if (!before.size || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   for (const item of place.querySelectorAll("[data-moves]")) {
     const from = stood.get(item.dataset.moves);
@@ -129,13 +129,11 @@ function entry(context, item, ranks, names) {
   const verb = VERBS[context] ?? "Engages";
   return el("li", { "data-moves": `${context} ${item.item_id}`, "data-item": item.item_id },
     el("span", { class: "rank" }, item.rank),
-    el("div", { class: "what" },
-      el("span", { class: "item" }, item.item_id, " ", movement(item, ranks)),
-      el("span", { class: "fine" }, told(item)),
-      el("span", { class: "score" }, shareBar(item.score), figure(item.score))),
-    el("div", { class: "deeds" },
-      el("button", { type: "button", class: "small", "aria-label": `${verb}: ${item.item_id}, on ${context}`, on: { click: (event) => engage(event.currentTarget, context, item, names) } }, verb),
-      el("button", { type: "button", class: "small quiet", "aria-label": `Why ${item.item_id} on ${context}`, on: { click: () => explain(context, item) } }, "Why?")));
+    el("span", { class: "item" }, item.item_id, " ", movement(item, ranks)),
+    el("button", { type: "button", class: "small deed", "aria-label": `${verb}: ${item.item_id}, on ${context}`, on: { click: (event) => engage(event.currentTarget, context, item, names) } }, verb),
+    el("span", { class: "fine told" }, told(item)),
+    el("span", { class: "score" }, shareBar(item.score), figure(item.score)),
+    el("button", { type: "button", class: "small quiet why", "aria-label": `Why ${item.item_id} on ${context}`, on: { click: () => explain(context, item) } }, "Why?"));
 }
 
 /** Categories and the reason; a reason often begins with the category, which is then not said twice. */
@@ -182,7 +180,7 @@ function instantOf(context) {
 
 async function engage(button, context, item, names) {
   const event = { event_id: uuid(), user_id: user, item_id: item.item_id, context, event_timestamp: instantOf(context), label: 1 };
-  for (const other of document.querySelectorAll(".deeds button")) other.disabled = true;
+  for (const other of document.querySelectorAll(".deed")) other.disabled = true;
   const send = async () => {
     await post("/v1/events", { events: [event] });
     await refresh(names, event);
@@ -192,9 +190,9 @@ async function engage(button, context, item, names) {
     await send();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    for (const other of document.querySelectorAll(".deeds button")) other.disabled = false;
+    for (const other of document.querySelectorAll(".deed")) other.disabled = false;
     button.focus({ preventScroll: true });
-    document.getElementById("person-fault").replaceChildren(el("p", { class: "box loud" }, `The click was not taken. ${advice(error)}`));
+    fill(document.getElementById("person-fault"), el("p", { class: "box loud" }, `The click was not taken. ${advice(error)}`));
   }
 }
 
@@ -209,21 +207,27 @@ async function explain(context, item) {
   dialog.showModal();
   try {
     const found = await post("/v1/explain", { context, user_id: user, item_id: item.item_id });
+    const [moving, still] = [found.parts.filter(moves), found.parts.filter((part) => !moves(part))];
     const beside = found.shared_score !== null && found.shared_score !== undefined;
-    body.replaceChildren(
+    fill(body,
       el("dl", { class: "beside" },
         el("div", {}, el("dt", {}, `what serves (${answers.get(context)?.serves ?? context})`), el("dd", {}, shareBar(found.score), el("strong", {}, figure(found.score)))),
         beside ? el("div", {}, el("dt", {}, "the shared model alone"), el("dd", {}, shareBar(found.shared_score, "plain"), figure(found.shared_score))) : null),
       beside ? el("p", { class: "fine" }, difference(found)) : el("p", { class: "fine" }, "Here nothing but the shared model serves, or nothing can stand beside it."),
       el("h3", {}, "What moved it"),
-      found.parts?.length ? effectBars(found.parts) : el("p", {}, "Nothing of its own: the score is the same for everybody."),
+      moving.length ? effectBars(moving) : el("p", {}, "Nothing of its own: the score is the same for everybody."),
+      still.length ? el("p", { class: "fine" }, "Without effect: ", still.map((part) => part.text || part.name).join("; "), ".") : null,
       el("p", { class: "fine" }, "Effects are in logits: to the right raises the score, to the left lowers it."),
       (found.notes ?? []).map((note) => el("p", { class: "fine" }, note)),
       el("p", { class: "fine" }, `Bundle ${found.bundle}${found.as_of ? `, as of ${instant(found.as_of)}` : ""}.`));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    body.replaceChildren(el("p", { class: "box loud", role: "alert" }, advice(error)));
+    fill(body, el("p", { class: "box loud", role: "alert" }, advice(error)));
   }
+}
+
+function moves(part) {
+  return Math.abs(part.effect) >= 0.005; // what would not be +.00
 }
 
 function difference({ score, shared_score: shared }) {

@@ -2,7 +2,7 @@
 
 import { get } from "/console/api.js";
 import { intervalMark } from "/console/drawings.js";
-import { ago, el, figure, instant, plural } from "/console/elements.js";
+import { ago, el, figure, fill, instant, plural } from "/console/elements.js";
 
 export const WORDS = {
   shared: "the one user model that all surfaces share",
@@ -18,7 +18,7 @@ const OLD = 48; // hours after which a bundle's age is marked: a night was misse
 
 export async function show(panel) {
   const [found, ready] = await Promise.all([get("/v1/contexts"), get("/health/ready")]);
-  panel.replaceChildren(
+  fill(panel,
     el("h2", {}, "Surfaces and their health"),
     summary(found, ready),
     surfaceTable(found.contexts),

@@ -2,12 +2,12 @@
 
 import { get } from "/console/api.js";
 import { curvePanel, curveTable, fitted, heatMap, isSure, legend, METHODS } from "/console/drawings.js";
-import { el, figure, signed, table, whole } from "/console/elements.js";
+import { el, figure, fill, signed, table, whole } from "/console/elements.js";
 
 export async function show(panel) {
   const evidence = await get("/v1/evidence");
   const nothing = !Object.keys(evidence.contexts ?? {}).length && !Object.keys(evidence.audit ?? {}).length;
-  panel.replaceChildren(
+  fill(panel,
     el("h2", {}, "What surfaces know of each other"),
     ...(nothing
       ? [el("p", { class: "box" }, "The bundle in force holds no evidence about transfer: `transfer.enabled` was off, or no surface had data of its own.")]
@@ -58,7 +58,7 @@ function curves(evidence) {
   const place = el("div", {});
   const choose = (chosen) => {
     const keep = place.contains(document.activeElement);
-    place.replaceChildren(legend(methods, chosen, choose),
+    fill(place, legend(methods, chosen, choose),
       el("div", { class: "panels" }, names.map((name) => curveOf(evidence.contexts[name], name, chosen))));
     if (keep) place.querySelector("[aria-pressed=true]").focus();
   };
@@ -72,7 +72,7 @@ function curves(evidence) {
 function curveOf(context, name, banded) {
   const evenAt = context.break_even;
   return el("figure", {},
-    el("figcaption", {}, el("strong", {}, name), ` ${evenAt === null || evenAt === undefined
+    el("figcaption", {}, el("strong", {}, name), ` ${!Number.isFinite(evenAt)
       ? "no model from scratch became as good, with all that there is"
       : `a model from scratch is as good from ${whole(evenAt)} positives on`}`),
     fitted((width) => curvePanel(context.curve, name, width, { banded }), { most: 460 }),
