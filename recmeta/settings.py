@@ -336,6 +336,12 @@ class ServingSettings(_Group):
         default=None, description="for calls that change nothing; none: the one in keys.json"
     )
     admin_key: Key | None = Field(default=None, description="for every call; none: the one in keys.json")
+    shadow: str | None = Field(
+        default=None, description="version of a bundle that scores the same traffic, for comparison alone"
+    )
+    shadow_share: float = Field(
+        default=0.1, ge=0, le=1, description="of the answers, which the shadow scores: it takes as long"
+    )
     requests_per_second: float | None = Field(
         default=None, gt=0, description="of one client with one key, in each worker; none: no limit"
     )
@@ -416,6 +422,11 @@ class Settings(BaseSettings):
     def quarantine_folder(self) -> Path:
         """Refused rows with the rule that refused them."""
         return self.workspace / "quarantine"
+
+    @property
+    def shadow_folder(self) -> Path:
+        """What a challenger made of the champion's traffic: a folder a challenger, a file a process."""
+        return self.workspace / "shadow"
 
     @property
     def ledger_folder(self) -> Path:

@@ -17,10 +17,20 @@ from recmeta import artifacts
 from recmeta.report.layout import Section
 from recmeta.report.markup import Markup, element, joined
 from recmeta.report.night_files import NightFiles, read_night
-from recmeta.report.sections import calibration, changes, drift, headline, onboarding, transfer, verdict
+from recmeta.report.sections import (
+    calibration,
+    changes,
+    drift,
+    headline,
+    onboarding,
+    shadow,
+    transfer,
+    verdict,
+)
 from recmeta.report.sections import volumes as volumes_section
 from recmeta.report.volumes import refusals, volumes
 from recmeta.report.words import date
+from recmeta.serving.shadow import compared
 from recmeta.settings import Settings
 
 PAGE = "report.html"
@@ -62,6 +72,7 @@ def write_report(settings: Settings, night: str | None = None, out: Path | None 
 
 def _sections(settings: Settings, night: NightFiles) -> list[Section]:
     counted = _counted(settings, night)
+    shadowed = list(compared(settings.shadow_folder))
     return [
         headline.section(night),
         changes.section(night, counted),
@@ -71,6 +82,7 @@ def _sections(settings: Settings, night: NightFiles) -> list[Section]:
         calibration.section(night),
         drift.section(night),
         volumes_section.section(counted, refusals(settings)),
+        *([shadow.section(shadowed)] if shadowed else []),
     ]
 
 

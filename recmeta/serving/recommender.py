@@ -104,18 +104,21 @@ class Recommender:
     _exploration: Exploration
     _catalogue_checksum: str
 
-    def __init__(self, settings: Settings, like: Recommender | None = None) -> None:
-        """Open the champion of the workspace.
+    def __init__(
+        self, settings: Settings, like: Recommender | None = None, *, version: str | None = None
+    ) -> None:
+        """Open the champion of the workspace, or the bundle ``version``.
 
         Args:
             settings: of the workspace.
             like: what served before; what is the same in both bundles is not loaded again.
 
         Raises:
-            NotFoundError: nothing was promoted yet, or nothing was ever materialized.
+            NotFoundError: there is no such bundle, or nothing was ever materialized.
             IntegrityError: a file of the bundle is damaged, or its features are not those of this code.
         """
-        bundle = BundleStore(settings.bundles_folder).champion()
+        store = BundleStore(settings.bundles_folder)
+        bundle = store.champion() if version is None else store.open(version)
         if bundle is None:
             raise NotFoundError(
                 f"no bundle was promoted yet in {settings.workspace}; run `recmeta nightly` first"
