@@ -321,6 +321,53 @@ def recommend(
 
 
 @app.command()
+def score(
+    workspace: Workspace,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="Parquet with columns user_id, item_id and context."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The same rows, and the score of each.")],
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context", "-c", metavar="NAME", help="The surface of all rows, in place of a column."
+        ),
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INSTANT",
+            help="As of when (2026-06-30T12:00:00Z); left out: as a request that arrives now.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a Parquet file of users and items, as the server would score each row."""
+    _existing(workspace)
+    from datetime import datetime
+
+    from recmeta import reports, terminal
+    from recmeta.serving.batch import score_file
+    from recmeta.settings import load_settings
+
+    try:
+        instant = None if as_of is None else datetime.fromisoformat(as_of)
+    except ValueError:
+        raise InputError(
+            f"--as-of: expected an instant such as 2026-06-30T12:00:00Z, found {as_of!r}"
+        ) from None
+    with terminal.progress_bars() as progress:
+        told = score_file(
+            load_settings(workspace), source, target, context=context, as_of=instant, progress=progress
+        )
+    if as_json:
+        terminal.write_json(told)
+    else:
+        terminal.answers().print(reports.score_table(told))
+
+
+@app.command()
 def serve(
     workspace: Workspace,
     host: Annotated[

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -30,7 +30,8 @@ from recmeta.errors import BusyError, InputError, IntegrityError, NotFoundError,
 from recmeta.serving import messages as m
 from recmeta.serving import metrics as prometheus
 from recmeta.serving import overview
-from recmeta.serving.answers import Answer, check_id
+from recmeta.serving.answers import Answer
+from recmeta.serving.champion import Champion, NoChampionError
 from recmeta.serving.event_ids import EventIds
 from recmeta.serving.jobs import AlreadyRunningError, Jobs, MediaTypeError
 from recmeta.serving.keys import KeyMissingError, Keys, KeyTooWeakError, Role, is_loopback, load_keys
@@ -41,7 +42,7 @@ from recmeta.serving.openapi import OPERATIONS, Operation, document
 from recmeta.serving.recommender import Recommender
 from recmeta.serving.request_log import Line, RequestLog
 from recmeta.serving.traces import open_traces
-from recmeta.serving.watch import LINE, Watch
+from recmeta.serving.watch import LINE, Watch, watch_stages
 from recmeta.settings import Settings, load_settings
 
 LONGEST_FAULT = 300
@@ -58,10 +59,6 @@ _CONSOLE_POLICY = (
 """What the console may load: its own files and this API. No inline script runs, whatever a page shows."""
 
 _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
-
-
-class NoChampionError(RecmetaError):
-    """No bundle can serve at this moment."""
 
 
 class ConflictError(RecmetaError):
@@ -89,56 +86,10 @@ STATUS: dict[type[RecmetaError], int] = {
     StoreError: 503,
 }
 
+_LOG = logging.getLogger("recmeta.serving")
+
 _Asked = TypeVar("_Asked", bound=msgspec.Struct)
 _Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Champion:
-    """The recommender over the current champion; looks for a newer one at most once in a while."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Open the champion, if there is one that can be opened."""
-        self._settings = settings
-        self._store = BundleStore(settings.bundles_folder)
-        self._recommender: Recommender | None = None
-        self._refused: tuple[str, str] | None = None
-        self._looked = float("-inf")
-
-    def get(self) -> Recommender:
-        """The recommender to use now.
-
-        Raises:
-            NoChampionError: none was promoted, or the only one cannot be opened.
-        """
-        if time.monotonic() - self._looked >= self._settings.serving.refresh_seconds:
-            self._look()
-        if self._recommender is None:
-            raise NoChampionError(
-                f"no bundle serves: {self._refused[1]}"
-                if self._refused
-                else "no bundle was promoted yet; run `recmeta nightly`"
-            )
-        return self._recommender
-
-    @property
-    def refused(self) -> str | None:
-        """Why the newest champion is not the one that serves; None where it is."""
-        return None if self._refused is None else self._refused[1]
-
-    def _look(self) -> None:
-        self._looked = time.monotonic()
-        version = self._store.champion_version()
-        serving = None if self._recommender is None else self._recommender.version
-        if version is None or version == serving:
-            self._refused = None
-            return
-        if self._refused is not None and self._refused[0] == version:
-            return
-        try:
-            self._recommender = Recommender(self._settings)
-            self._refused = None
-        except (IntegrityError, NotFoundError, InputError) as error:
-            self._refused = (version, str(error))
 
 
 class Api:
@@ -153,7 +104,8 @@ class Api:
         self._store = BundleStore(settings.bundles_folder)
         self._traces = open_traces(settings.serving.traces)
         self._ids = EventIds(settings.serving_folder / "event_ids.sqlite", settings.serving.keep_event_ids)
-        self.champion = Champion(settings)
+        self.champion = Champion(settings, swapped=metrics.bundle_swapped, refused=self._refused)
+        self._watched: Recommender | None = None
         self.jobs = Jobs(settings.workspace, settings.serving_folder, metrics.job_ended)
         rate = settings.serving.requests_per_second
         self._rate = None if rate is None else RateLimit(rate)
@@ -187,7 +139,9 @@ class Api:
     async def rank(self, request: Request) -> Response:
         asked = await _body(request, _RANK)
         with self._traces.span("answer"):
-            answer = self._recommender().rank(asked.context, asked.user_id, asked.item_ids)
+            answer = self._recommender().rank(
+                asked.context, asked.user_id, asked.item_ids, reasons=asked.reasons
+            )
         return self._ranking(request, answer)
 
     async def recommend(self, request: Request) -> Response:
@@ -199,25 +153,28 @@ class Api:
     def _recommended(self, request: Request, asked: m.RecommendRequest) -> Response:
         with self._traces.span("answer"):
             answer = self._recommender().recommend(
-                asked.context, asked.user_id, asked.n, exclude_seen=asked.exclude_seen
+                asked.context,
+                asked.user_id,
+                asked.n,
+                exclude_seen=asked.exclude_seen,
+                diversity=asked.diversity,
+                freshness=asked.freshness,
             )
         return self._ranking(request, answer)
 
     def _ranking(self, request: Request, answer: Answer) -> Response:
-        content = _encoded(answer)
         self._metrics.answered(
-            answer.context, [item.score for item in answer.items[: prometheus.SCORED]], answer.degraded
+            answer.context, [item.score for item in answer.items[: prometheus.SCORED]], answer.notes
         )
         if self.log.writes:
             line = _line(request)
-            line.context, line.bundle, line.degraded = answer.context, answer.version, bool(answer.degraded)
+            line.context, line.bundle, line.degraded = answer.context, answer.bundle, answer.degraded
             line.user = self.log.user(answer.user_id)
-        return Response(content, media_type="application/json")
+        return _json(answer)
 
     async def explain(self, request: Request) -> Response:
         asked = await _body(request, _EXPLAIN)
-        explain = self._recommender().explain  # type: ignore[attr-defined]
-        return _json(explain(asked.context, asked.user_id, asked.item_id))
+        return _json(self._recommender().explain(asked.context, asked.user_id, asked.item_id))
 
     # What there is --------------------------------------------------------------------------------
 
@@ -232,20 +189,20 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         with suppress(NoChampionError):  # nothing serves, which the age of no bundle tells
-            self._recommender()
+            self._metrics.bundle_age(datetime.now(UTC) - self.champion.get().until)
         return Response(self._metrics.exposition(), headers={"content-type": prometheus.CONTENT_TYPE})
 
     async def user(self, request: Request) -> Response:
         asked = _query(request, m.UserQuery)
-        history = self._recommender().history  # type: ignore[attr-defined]
-        return _json(m.UserReply(asked.user_id, history(check_id(asked.user_id, "user_id"))))
+        return _json(m.UserReply(asked.user_id, self._recommender().history(asked.user_id)))
 
     async def contexts(self, request: Request) -> Response:
-        return _json(overview.contexts_of(self._settings.bundles_folder, self._recommender().version))
+        recommender = self._recommender()
+        return _json(overview.contexts_of(recommender.manifest, recommender.version))
 
     async def evidence(self, request: Request) -> Response:
-        content = overview.evidence_of(self._settings.bundles_folder, self._recommender().version)
-        return Response(content, media_type="application/json")
+        path = self._recommender().evidence
+        return Response(b"{}" if path is None else path.read_bytes(), media_type="application/json")
 
     async def report(self, request: Request) -> Response:
         page = await asyncio.to_thread(overview.latest_report, self._settings.runs_folder)
@@ -310,19 +267,28 @@ class Api:
                 if now != expected:
                     raise ConflictError(_moved(expected, now)) from error
                 raise
+        await asyncio.to_thread(self.champion.look)
         return _json(m.ChampionMoved(version, before))
 
     async def rollback(self, request: Request) -> Response:
         asked = await _body(request, _ROLLBACK)
         before = self._store.champion_version()
-        return _json(m.ChampionMoved(await asyncio.to_thread(self._store.rollback, asked.to), before))
+        version = await asyncio.to_thread(self._store.rollback, asked.to)
+        await asyncio.to_thread(self.champion.look)
+        return _json(m.ChampionMoved(version, before))
 
     # Before and beneath ---------------------------------------------------------------------------
 
     def _recommender(self) -> Recommender:
         recommender = self.champion.get()
-        self._metrics.serves(recommender.version, recommender.until, self.champion.refused)
+        if recommender is not self._watched:
+            watch_stages(recommender, self._metrics, self._traces)
+            self._watched = recommender
         return recommender
+
+    def _refused(self, version: str, why: str) -> None:
+        self._metrics.bundle_refused()
+        _LOG.error("bundle %s was promoted and is refused, the one before goes on: %s", version, why)
 
     def _admit(self, request: Request, needed: Role) -> None:
         """Let a request in.
@@ -373,13 +339,13 @@ def create_app(settings: Settings, *, freeze: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with suppress(NoChampionError):  # it is looked for again with every request
-            api.champion.get()
+        api.champion.start()
         if freeze:
             gc.collect()
             gc.freeze()
         yield
         await api.close()
+        await asyncio.to_thread(api.champion.stop)
 
     # /openapi.json is made of the messages' types; FastAPI's pages load scripts from elsewhere.
     app = FastAPI(title="recmeta", openapi_url=None, lifespan=lifespan)
@@ -459,12 +425,6 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def _encoded(answer: Answer) -> bytes:
-    told = answer.as_json()
-    told["notes"], told["degraded"] = told["degraded"], bool(told["degraded"])
-    return msgspec.json.encode(told)
-
-
 async def _console_file(request: Request) -> Response:
     """A file of the console. Only what lies in its folder is looked for, and never by a path."""
     name = request.path_params.get("file", "index.html")
@@ -493,8 +453,6 @@ async def _on_recmeta_error(request: Request, error: Exception) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, TooManyRequestsError):
         headers["retry-after"] = str(error.retry_after)
-    if status == 413:
-        headers["connection"] = "close"  # the rest of the body is not read
     return _error(status, type(error).__name__, str(error), headers)
 
 

@@ -13,6 +13,7 @@ from recmeta.errors import InputError, RecmetaError
 
 MOST_CLIENTS = 10_000
 """Buckets that are kept; the client that was idle longest is forgotten first."""
+_TELL_OF_BODY = (b"content-length", b"transfer-encoding")
 
 
 class TooLargeError(InputError):
@@ -32,7 +33,7 @@ class LimitBody:
     """ASGI middleware: reading a body over the limit raises, however long the client means to go on.
 
     Nothing is read here: a request that is refused for its key costs no memory, and a large upload can be
-    written away as it comes.
+    written away as it comes. A connection whose body was not read to its end is closed after the answer.
     """
 
     def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int] | None = None) -> None:
@@ -51,17 +52,23 @@ class LimitBody:
             await self.app(scope, receive, send)
             return
         limit = self.larger.get(scope["path"], self.limit)
-        read = 0
+        read, ended = 0, not any(name in _TELL_OF_BODY for name, _ in scope["headers"])
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, ended
             message = await receive()
             read += len(message.get("body", b""))
             if read > limit:
                 raise TooLargeError(f"body: expected at most {limit} bytes, found more")
+            ended = not message.get("more_body", False)
             return message
 
-        await self.app(scope, counted, send)
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and not ended:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, counted, closing)
 
 
 class RateLimit:

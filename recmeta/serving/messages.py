@@ -58,7 +58,9 @@ class RecommendRequest(_Request):
     diversity: Annotated[
         Share, Meta(description="how much an item loses to those of its categories above it")
     ] = 0.0
-    freshness: Annotated[Share, Meta(description="how much newer items gain")] = 0.0
+    freshness: Annotated[
+        float, Meta(ge=0, le=10, description="logits that an item gains which became known just now")
+    ] = 0.0
 
 
 class ExplainRequest(_Request):
@@ -227,71 +229,3 @@ class ChampionMoved(msgspec.Struct, frozen=True):
 
     champion: str
     before: str | None
-
-
-class RankedReply(msgspec.Struct, frozen=True):
-    """One item of an answer."""
-
-    rank: int
-    item_id: str
-    score: float
-    categories: list[str]
-    reason: str
-
-
-class AnswerReply(msgspec.Struct, frozen=True):
-    """A ranking, the best first, and what its reader must know about it."""
-
-    context: str
-    user_id: str
-    items: list[RankedReply]
-    reason: str
-    bundle: str
-    serves: str
-    as_of: datetime
-    degraded: bool
-    notes: list[str]
-
-
-class PartReply(msgspec.Struct, frozen=True):
-    """What moved a score, in logits."""
-
-    name: str
-    text: str
-    effect: float
-
-
-class ExplanationReply(msgspec.Struct, frozen=True):
-    """What moved a score."""
-
-    context: str
-    user_id: str
-    item_id: str
-    bundle: str
-    score: float
-    shared_score: float | None
-    parts: list[PartReply]
-    notes: list[str]
-
-
-EXAMPLE_ANSWER = AnswerReply(
-    "reading",
-    "user-0001",
-    [RankedReply(1, "item-0001", 0.31, ["health"], "health: 3 of the user's last 20")],
-    "known user, ranked with their last 20 engagements",
-    "20260630-5f1d3c9ab0e2",
-    "adapter",
-    datetime.fromisoformat("2026-06-30T08:00:00+00:00"),
-    False,
-    [],
-)
-EXAMPLE_EXPLANATION = ExplanationReply(
-    "reading",
-    "user-0001",
-    "item-0001",
-    "20260630-5f1d3c9ab0e2",
-    0.31,
-    0.27,
-    [PartReply("history", "read 3 of the last 20 about health", 0.4)],
-    [],
-)

@@ -1,7 +1,7 @@
 """What a server counts, as Prometheus reads it. It must never change what is answered.
 
 Labels are bounded whatever clients send: operations are those of the API, contexts those of the bundle.
-Several workers add up where ``PROMETHEUS_MULTIPROC_DIR`` names a folder, as `recmeta serve` sees to.
+Several workers add up in the folder that `FOLDER` names in their environment, as `recmeta serve` sees to.
 """
 
 from __future__ import annotations
@@ -9,11 +9,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    values,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
+
+FOLDER = "RECMETA_METRICS_FOLDER"
+"""Environment variable: where workers add up. ``PROMETHEUS_MULTIPROC_DIR`` then names the same folder."""
+
+if FOLDER not in os.environ:
+    # Feast, where it is imported, sets that other variable for itself, and would make these numbers files.
+    values.ValueClass = values.MutexValue
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,6 +54,8 @@ SECONDS = (
 """Upper bounds of latencies: fine around the milliseconds that an answer takes, coarse where something is
 wrong."""
 
+STAGES = ("read", "score")
+
 SCORES = (0.001, 0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Upper bounds of scores, which are probabilities and mostly small."""
 
@@ -59,6 +77,11 @@ class Metrics:
             "recmeta_request_seconds", "From the first byte in to the last byte out.",
             ("operation", "status"), buckets=SECONDS, registry=registry,
         )  # fmt: skip
+        stages = Histogram(
+            "recmeta_stage_seconds", "Parts of an answer: reading the online store, scoring.",
+            ("stage",), buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._stages = {name: stages.labels(name) for name in STAGES}
         self._in_flight = Gauge(
             "recmeta_requests_in_flight", "Requests that are being answered.",
             multiprocess_mode="livesum", registry=registry,
@@ -77,7 +100,7 @@ class Metrics:
         )  # fmt: skip
         self._age = Gauge(
             "recmeta_bundle_age_seconds", "Since the end of the data that the bundle in force has seen.",
-            multiprocess_mode="livemax", registry=registry,
+            multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self._reloads = Counter(
             "recmeta_bundle_reloads", "Bundles that took over from another.", registry=registry
@@ -94,8 +117,10 @@ class Metrics:
             "recmeta_request_log_failures", "Requests whose line could not be written.", registry=registry
         )
         self._jobs = Counter("recmeta_jobs", "Onboardings that ended, by how.", ("state",), registry=registry)
+        for state in ("done", "failed"):  # a rate needs a zero to start from
+            self._jobs.labels(state)
+        self.recorded(0, 0)
         self._version: str | None = None
-        self._refusal: str | None = None
         self._reasons: dict[str, Any] = {}
         self._by_request: dict[tuple[str, int], Histogram] = {}
         self._by_context: dict[str, Histogram] = {}
@@ -123,19 +148,25 @@ class Metrics:
         for note in notes:
             self._reason(note).inc()
 
-    def serves(self, version: str, until: datetime, refused: str | None) -> None:
-        """What serves at this moment, and why the newest bundle does not, where it does not."""
-        if version != self._version:
-            if self._version is not None:
-                self._reloads.inc()
-                self._bundle.labels(self._version).set(0)
-            self._version = version
-            self._bundle.labels(version).set(1)
-        if refused != self._refusal:
-            self._refusal = refused
-            if refused is not None:
-                self._refused.inc()
-        self._age.set((datetime.now(UTC) - until).total_seconds())
+    def stage(self, name: str, seconds: float) -> None:
+        """A part of an answer was done: read, or score."""
+        self._stages[name].observe(seconds)
+
+    def bundle_swapped(self, version: str) -> None:
+        """Another bundle serves from now on, or a first one."""
+        if self._version is not None:
+            self._reloads.inc()
+            self._bundle.labels(self._version).set(0)
+        self._version = version
+        self._bundle.labels(version).set(1)
+
+    def bundle_refused(self) -> None:
+        """A promoted bundle could not be opened."""
+        self._refused.inc()
+
+    def bundle_age(self, age: timedelta) -> None:
+        """How long ago the data of the bundle in force ends."""
+        self._age.set(age.total_seconds())
 
     def recorded(self, recorded: int, repeated: int) -> None:
         """Live interactions came in."""
@@ -152,10 +183,10 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format; of all workers, where there are several."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if FOLDER not in os.environ:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry, os.environ[FOLDER])  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def _reason(self, note: str) -> Any:

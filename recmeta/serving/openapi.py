@@ -16,6 +16,7 @@ import msgspec
 
 from recmeta import __version__
 from recmeta.serving import messages as m
+from recmeta.serving.answers import Answer, Explanation, Moved, RankedItem
 from recmeta.serving.jobs import MEDIA_TYPES
 from recmeta.serving.keys import Role
 from recmeta.settings import ServingSettings
@@ -63,6 +64,26 @@ class Operation:
 
 
 _RECOMMEND = m.RecommendRequest("reading", "user-0001", n=3)
+_ANSWER = Answer(
+    context="reading",
+    user_id="user-0001",
+    items=(RankedItem(1, "item-0001", 0.31, ("health",), "health: 3 of the user's last 20"),),
+    reason="known user, ranked with their last 20 engagements",
+    bundle=_VERSION,
+    serves="adapter",
+    as_of=_UNTIL,
+)
+_EXPLANATION = Explanation(
+    context="reading",
+    user_id="user-0001",
+    item_id="item-0001",
+    bundle=_VERSION,
+    serves="adapter",
+    score=0.31,
+    shared_score=0.27,
+    parts=(Moved("your_activity", "how active you are, here and elsewhere", 0.4),),
+    as_of=_UNTIL,
+)
 
 OPERATIONS = (
     Operation(
@@ -78,20 +99,20 @@ OPERATIONS = (
     ),
     Operation(
         "rank", "POST", "/v1/rank", "Rank given candidates for a user on a surface.",
-        m.EXAMPLE_ANSWER, body=m.RankRequest("reading", "user-0001", ["item-0001", "item-0002"]),
+        _ANSWER, body=m.RankRequest("reading", "user-0001", ["item-0001", "item-0002"]),
         refuses=(404, 503),
     ),
     Operation(
         "recommend", "POST", "/v1/recommend", "Recommend items of the catalogue to a user on a surface.",
-        m.EXAMPLE_ANSWER, body=_RECOMMEND, refuses=(404, 503),
+        _ANSWER, body=_RECOMMEND, refuses=(404, 503),
     ),
     Operation(
         "recommend_by_query", "GET", "/v1/recommend", "The same, asked in the address.",
-        m.EXAMPLE_ANSWER, query=_RECOMMEND, refuses=(404, 503),
+        _ANSWER, query=_RECOMMEND, refuses=(404, 503),
     ),
     Operation(
         "explain", "POST", "/v1/explain", "Say what moved a score.",
-        m.EXAMPLE_EXPLANATION, body=m.ExplainRequest("reading", "user-0001", "item-0001"), refuses=(404, 503),
+        _EXPLANATION, body=m.ExplainRequest("reading", "user-0001", "item-0001"), refuses=(404, 503),
     ),
     Operation(
         "user", "GET", "/v1/users", "A user's last engagements, the latest first.",

@@ -5,25 +5,18 @@ All of it was written by the nights; here it is read. This module must never ran
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 from recmeta.artifacts import read_json
-from recmeta.bundle.manifest import MANIFEST_NAME, Manifest
+from recmeta.bundle.manifest import Manifest
 from recmeta.errors import NotFoundError
 from recmeta.serving.messages import ContextReply, ContextsReply
 
 REPORT = "report.html"
 
 
-def contexts_of(folder: Path, version: str) -> ContextsReply:
-    """What serves each surface in a published bundle, from its manifest.
-
-    Raises:
-        IntegrityError: the manifest is damaged.
-        OSError: it is gone.
-    """
-    manifest = _manifest(folder, version)
+def contexts_of(manifest: Manifest, version: str) -> ContextsReply:
+    """What serves each surface in the bundle of this manifest."""
     described = manifest.declarations.contexts
     return ContextsReply(
         version,
@@ -41,17 +34,6 @@ def contexts_of(folder: Path, version: str) -> ContextsReply:
             for name, entry in manifest.contexts.items()
         ],
     )
-
-
-def evidence_of(folder: Path, version: str) -> bytes:
-    """What a night found out about new surfaces (curve, audit, verdict), as JSON; ``{}``: nothing.
-
-    Raises:
-        IntegrityError: the manifest is damaged.
-        OSError: a file is gone.
-    """
-    path = _manifest(folder, version).transfer
-    return b"{}" if path is None else (folder / version / path).read_bytes()
 
 
 def latest_report(runs: Path) -> bytes:
@@ -75,10 +57,3 @@ def open_plan(runs: Path, version: str) -> str | None:
         if not (path.parent / "promoted.json").exists() and read_json(path).get("version") == version:
             return path.parent.name
     return None
-
-
-@lru_cache(maxsize=4)
-def _manifest(folder: Path, version: str) -> Manifest:
-    # A published bundle is immutable, and its version is its manifest's checksum: it can be kept.
-    path = folder / version / MANIFEST_NAME
-    return Manifest.from_bytes(path.read_bytes(), where=str(path))

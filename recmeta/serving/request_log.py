@@ -20,7 +20,7 @@ from msgspec import Meta, UnsetType
 STANDARD_ERROR = "-"
 
 
-class Line(msgspec.Struct, omit_defaults=True):
+class Line(msgspec.Struct):
     """What is said of one request; known bit by bit while it is answered."""
 
     time: datetime

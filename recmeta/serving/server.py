@@ -19,6 +19,7 @@ from uvicorn.supervisors import Multiprocess
 
 from recmeta.serving.http import create_app
 from recmeta.serving.keys import check_no_keys, load_keys
+from recmeta.serving.metrics import FOLDER
 from recmeta.settings import Settings
 
 GRACE = 10
@@ -70,6 +71,7 @@ def _run_workers(
     # Workers are spawned: they read their settings from where this process read its own.
     os.environ |= {
         "PROMETHEUS_MULTIPROC_DIR": counted,
+        FOLDER: counted,
         "RECMETA_WORKSPACE": str(settings.workspace),
         "RECMETA_SERVING__KEYS": str(settings.serving.keys).lower(),
     }
@@ -112,4 +114,4 @@ class _Workers(Multiprocess):
         before = [process.pid for process in self.processes]
         super().keep_subprocess_alive()
         for pid in set(before) - {process.pid for process in self.processes}:
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # what it had in flight is in flight no more
+            mark_process_dead(pid, os.environ[FOLDER])  # type: ignore[no-untyped-call]  # what it had in flight is in flight no more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ READ, ADMIN = "read-key-of-the-tests", "admin-key-of-the-tests"
 
 def with_keys(settings: Settings, **serving: Any) -> Settings:
     """The same workspace with the keys of the tests, a server that looks for bundles at once, and more."""
-    told = {"read_key": READ, "admin_key": ADMIN, "refresh_seconds": 0, **serving}
+    told = {"read_key": READ, "admin_key": ADMIN, "refresh_seconds": 0.05, **serving}
     return load_settings(settings.workspace, serving=told)
 
 
@@ -44,6 +44,14 @@ def serving(settings: Settings, key: str | None = ADMIN) -> Iterator[httpx.Clien
         finally:
             server.should_exit = True
             thread.join()
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for what a server does by itself, within a moment."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def refused(response: httpx.Response, status: int, kind: str) -> str:

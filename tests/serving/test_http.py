@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Living, publish
-from http_client import refused, serving, with_keys
+from http_client import refused, serving, until, with_keys
 
 from recmeta.bundle.listing import bundles_as_json
 from recmeta.bundle.store import BundleStore
@@ -220,7 +220,7 @@ def test_a_newly_promoted_bundle_is_picked_up_without_a_restart(
     (tmp_path / "files").mkdir()
     version = publish(living.settings, living.contexts, living.until, seed=2, files=tmp_path / "files")
     assert version != living.version
-    assert client.get("/health/ready").json()["bundle"] == version
+    until(lambda: bool(client.get("/health/ready").json()["bundle"] == version))
     answer = client.post("/v1/recommend", json={"context": "feed", "user_id": "u"}).json()
     assert answer["bundle"] == version
 
@@ -232,6 +232,7 @@ def test_a_damaged_new_bundle_leaves_the_old_one_serving_and_readiness_says_so(
     (tmp_path / "files").mkdir()
     version = publish(living.settings, living.contexts, living.until, seed=2, files=tmp_path / "files")
     (living.settings.bundles_folder / version / "catalogue.parquet").write_bytes(b"damaged")
+    until(lambda: bool(client.get("/health/ready").json()["status"] == "degraded"))
     health = client.get("/health/ready")
     assert health.status_code == 200
     assert (health.json()["status"], health.json()["bundle"]) == ("degraded", living.version)
