@@ -459,7 +459,7 @@ def off_policy(
     clip: Annotated[float, typer.Option(min=1, help="The largest weight of a row in clipped IPS.")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what served lists were worth, and what they would be worth with nothing tried.
+    """Tell what served lists, and greedy ones, are worth.
 
     From the served log and the events that were ingested since: IPS, SNIPS and doubly robust estimates.
     """
