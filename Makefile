@@ -15,7 +15,7 @@ demo: $(READY)  ## from nothing to a feed that changes as you read, and a new su
 	@$(BIN)/recmeta demo --workspace demo-workspace
 
 test: check  ## everything that must hold: check, then all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile  # two, whatever the machine: some tests start whole products
 
 check: $(READY)  ## style, types, and which room may import which
 	$(BIN)/ruff check .
