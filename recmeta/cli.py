@@ -343,7 +343,10 @@ def score(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a Parquet file of users and items, as the server would score each row."""
+    """Score users and items of a Parquet file.
+
+    Each row gets the score that the server would give it.
+    """
     _existing(workspace)
     from datetime import datetime
 

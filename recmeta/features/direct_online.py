@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KEYS_AT_ONCE = 900
 """Of one statement: SQLite takes 999 parameters where it is old."""
 
+SCRIPTS_AT_ONCE = 100
+"""Of one journey to Redis, when many users are read; each is of at most `KEYS_AT_ONCE` items, so that
+requests of others find their turn in between."""
+
 _READ = """
 local function list(text)
   local parts, at = {}, 1
@@ -45,13 +50,20 @@ local found = {redis.call('HMGET', KEYS[1], unpack(list(ARGV[1])))}
 local fields = list(ARGV[2])
 local tail = ARGV[3]
 if #fields > 0 and redis.call('EXISTS', KEYS[1]) == 1 then
-  for place, head in ipairs(list(ARGV[4])) do
-    local row = redis.call('HMGET', head .. tail, unpack(fields))
-    local there = false
-    for number = 1, #fields do there = there or row[number] end
-    if there then
-      found[#found + 1] = place - 1
-      found[#found + 1] = row
+  local keys = list(ARGV[4])
+  for place, head in ipairs(keys) do keys[place] = head .. tail end
+  for first = 1, #keys, 8 do
+    local last = math.min(first + 7, #keys)
+    if redis.call('EXISTS', unpack(keys, first, last)) > 0 then
+      for place = first, last do
+        local row = redis.call('HMGET', keys[place], unpack(fields))
+        local there = false
+        for number = 1, #fields do there = there or row[number] end
+        if there then
+          found[#found + 1] = place - 1
+          found[#found + 1] = row
+        end
+      end
     end
   end
 end
@@ -74,6 +86,24 @@ class UserRows:
     """Items that the user engaged with in any context, the most recent first."""
     met: npt.NDArray[np.int64]
     """The items, by their place among those asked for, with which the user has any row, [m]."""
+    pairs: Float32s
+    """[S, m, W + 3]; zeros where there is no row."""
+    knows_pair: npt.NDArray[np.bool_]
+    """[S, m]."""
+
+
+@dataclass(frozen=True)
+class ManyRows:
+    """What a store holds of U users, and of n pairs of a user and an item; S contexts are read."""
+
+    users: Float32s
+    """[S, U, W + 3]; zeros where there is no row."""
+    knows_user: npt.NDArray[np.bool_]
+    """[S, U]."""
+    histories: list[tuple[str, ...]]
+    """Of each user, as `UserRows.history`."""
+    met: npt.NDArray[np.int64]
+    """The pairs, by their place among those asked for, of which there is any row, [m]."""
     pairs: Float32s
     """[S, m, W + 3]; zeros where there is no row."""
     knows_pair: npt.NDArray[np.bool_]
@@ -113,7 +143,7 @@ class Backend(Protocol):
 
 
 class Reader(Protocol):
-    """What a server reads: by request, and of all items at once. Not to be shared between threads."""
+    """What is read: by request, of many users, of all items at once. Not to be shared between threads."""
 
     def request(
         self, user_id: str, contexts: Sequence[str], items: Sequence[str], heads: Sequence[bytes]
@@ -124,6 +154,25 @@ class Reader(Protocol):
             user_id: any string.
             contexts: whose rows are read, S names.
             items: n ids.
+            heads: `feast_layout.pair_head` of each.
+        """
+        ...
+
+    def many(
+        self,
+        contexts: Sequence[str],
+        users: Sequence[str],
+        whose: npt.NDArray[np.int64],
+        items: Sequence[str],
+        heads: Sequence[bytes],
+    ) -> ManyRows:
+        """Many users in some contexts, and n pairs of a user and an item: what `request` says of each.
+
+        Args:
+            contexts: whose rows are read, S names.
+            users: U ids, all different.
+            whose: the user of each pair by their place, ascending, [n].
+            items: of each pair, n ids; a user has an item once.
             heads: `feast_layout.pair_head` of each.
         """
         ...
@@ -206,22 +255,45 @@ class RedisRows:
     ) -> UserRows:
         """As `Reader.request`."""
         client = self._redis()
-        user_fields = [layout.field_name(counter_view(USER, name).name, VALUES) for name in contexts]
-        pair_fields = [layout.field_name(counter_view(USER_ITEM, name).name, VALUES) for name in contexts]
-        found = self._script(
-            keys=[layout.entity_key(HISTORY, (user_id,)) + layout.PROJECT.encode()],
-            args=[
-                _listed([*user_fields, layout.field_name(HISTORY.name, HISTORY.column)]),
-                _listed(pair_fields if heads else []),
-                layout.pair_tail(user_id) + layout.PROJECT.encode(),
-                _listed(heads),
-            ],
-            client=client,
-        )
+        found = self._script(**_asked(user_id, *_fields_of(tuple(contexts)), heads), client=client)
         user, knows = as_matrix([found[0][:-1]], len(contexts), self._width)
         pairs, knows_pair = as_matrix(found[2::2], len(contexts), self._width)
         met = np.array(found[1::2], dtype=np.int64)
         return UserRows(user[:, 0], knows[:, 0], _history(found[0][-1]), met, pairs, knows_pair)
+
+    def many(
+        self,
+        contexts: Sequence[str],
+        users: Sequence[str],
+        whose: npt.NDArray[np.int64],
+        items: Sequence[str],
+        heads: Sequence[bytes],
+    ) -> ManyRows:
+        """As `Reader.many`."""
+        client, fields = self._redis(), _fields_of(tuple(contexts))
+        borders = np.searchsorted(whose, np.arange(len(users) + 1)).tolist()
+        parts = [
+            (user, start, min(start + KEYS_AT_ONCE, borders[user + 1]))
+            for user in range(len(users))
+            for start in range(borders[user], max(borders[user + 1], borders[user] + 1), KEYS_AT_ONCE)
+        ]
+        own: list[Any] = [None] * len(users)
+        met: list[int] = []
+        stored: list[list[bytes | None]] = []
+        for first in range(0, len(parts), SCRIPTS_AT_ONCE):
+            asked = parts[first : first + SCRIPTS_AT_ONCE]
+            with client.pipeline(transaction=False) as pipe:
+                for user, start, end in asked:
+                    self._script(**_asked(users[user], *fields, heads[start:end]), client=pipe)
+                answers = pipe.execute()
+            for (user, start, _), found in zip(asked, answers, strict=True):
+                own[user] = found[0]
+                met += [start + place for place in found[1::2]]
+                stored += found[2::2]
+        values, knows = as_matrix([found[:-1] for found in own], len(contexts), self._width)
+        pairs, knows_pair = as_matrix(stored, len(contexts), self._width)
+        histories = [_history(found[-1]) for found in own]
+        return ManyRows(values, knows, histories, np.array(met, dtype=np.int64), pairs, knows_pair)
 
     def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""
@@ -329,6 +401,32 @@ class SqliteRows:
         pairs, knows_pair = as_matrix([rows[place] for place in met.tolist()], len(views), self._width)
         return UserRows(user[:, 0], knows[:, 0], _history(stored.get(len(views))), met, pairs, knows_pair)
 
+    def many(
+        self,
+        contexts: Sequence[str],
+        users: Sequence[str],
+        whose: npt.NDArray[np.int64],
+        items: Sequence[str],
+        heads: Sequence[bytes],
+    ) -> ManyRows:
+        """As `Reader.many`."""
+        keys = [layout.entity_key(HISTORY, (user,)) for user in users]
+        of_users = [self._values(counter_view(USER, name), keys) for name in contexts]
+        values, knows = as_matrix(
+            [[of.get(key) for of in of_users] for key in keys], len(contexts), self._width
+        )
+        tails = [layout.pair_tail(user) for user in users]
+        rows: dict[int, list[bytes | None]] = {}
+        for number, name in enumerate(contexts):
+            asked = np.flatnonzero(knows[number, whose]).tolist()
+            places = {heads[pair] + tails[whose[pair]]: pair for pair in asked}
+            for key, value in self._values(counter_view(USER_ITEM, name), list(places)).items():
+                rows.setdefault(places[key], [None] * len(contexts))[number] = value
+        met = np.array(sorted(rows), dtype=np.int64)
+        pairs, knows_pair = as_matrix([rows[place] for place in met.tolist()], len(contexts), self._width)
+        stored = self._values(HISTORY, keys)
+        return ManyRows(values, knows, [_history(stored.get(key)) for key in keys], met, pairs, knows_pair)
+
     def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""
         places = {layout.item_key(item): place for place, item in enumerate(items)}
@@ -415,6 +513,27 @@ def open_rows(settings: Settings, width: int, timeout: float | None = None) -> R
     if settings.stores.online == "sqlite":
         return SqliteRows(online_file(settings), width)
     return None
+
+
+@cache
+def _fields_of(contexts: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """The fields of a user and of a pair, as the script takes them."""
+    user = [layout.field_name(counter_view(USER, name).name, VALUES) for name in contexts]
+    pair = [layout.field_name(counter_view(USER_ITEM, name).name, VALUES) for name in contexts]
+    return _listed([*user, layout.field_name(HISTORY.name, HISTORY.column)]), _listed(pair)
+
+
+def _asked(user_id: str, user_fields: bytes, pair_fields: bytes, heads: Sequence[bytes]) -> dict[str, Any]:
+    """Keys and arguments of the script."""
+    return {
+        "keys": [layout.entity_key(HISTORY, (user_id,)) + layout.PROJECT.encode()],
+        "args": [
+            user_fields,
+            pair_fields if heads else b"",
+            layout.pair_tail(user_id) + layout.PROJECT.encode(),
+            _listed(heads),
+        ],
+    }
 
 
 def _listed(parts: Sequence[bytes]) -> bytes:

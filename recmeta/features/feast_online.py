@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recmeta.features.counters import Float32s
-from recmeta.features.direct_online import Backend, ItemRows, UserRows
+from recmeta.features.direct_online import Backend, ItemRows, ManyRows, UserRows
 from recmeta.features.partitions import HISTORY, View, counter_view
 from recmeta.features.schema import ITEM, USER, USER_ITEM, VALUES
 
@@ -200,6 +200,23 @@ class FeastReader:
         pairs, knows_pair = self._rows(USER_ITEM, contexts, [(user_id, item) for item in items])
         met = np.flatnonzero(knows_pair.any(axis=0))
         return UserRows(user[:, 0], knows[:, 0], tuple(history or ()), met, pairs[:, met], knows_pair[:, met])
+
+    def many(
+        self,
+        contexts: Sequence[str],
+        users: Sequence[str],
+        whose: npt.NDArray[np.int64],
+        items: Sequence[str],
+        heads: Sequence[bytes],
+    ) -> ManyRows:
+        """As `Reader.many`."""
+        values, knows = self._rows(USER, contexts, [(user,) for user in users])
+        histories = self._online.read(HISTORY, [(user,) for user in users]).values
+        keys = [(users[user], item) for user, item in zip(whose.tolist(), items, strict=True)]
+        pairs, knows_pair = self._rows(USER_ITEM, contexts, keys)
+        met = np.flatnonzero(knows_pair.any(axis=0))
+        told = [tuple(history or ()) for history in histories]
+        return ManyRows(values, knows, told, met, pairs[:, met], knows_pair[:, met])
 
     def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""

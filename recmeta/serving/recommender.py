@@ -20,7 +20,7 @@ import polars as pl
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
-from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
+from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import split_row_time
 from recmeta.features.direct_online import Reader, UserRows, open_rows
 from recmeta.features.feast_definitions import registry_file
@@ -34,6 +34,7 @@ from recmeta.serving.explanation import explained
 from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
 from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
@@ -361,6 +362,33 @@ class Recommender:
             for item, about in zip(known, self._catalogue.categories_of(known), strict=True)
         ]
 
+    def pairs(self, now: datetime | None = None) -> Pairs:
+        """What scores many pairs as of one instant, over a connection of its own: close it in the end.
+
+        ``now`` as in `rank`; where a log ended long ago, what acts since did to items counts.
+
+        Raises:
+            InputError: ``now`` without a zone, or before this bundle's knowledge ends: the online store
+                holds but the latest rows.
+        """
+        as_of, ended = self._instant(now)
+        if as_of < self.until:
+            raise InputError(f"as of {as_of.isoformat()}: expected {self.until.isoformat()} or later")
+        instant = _since_epoch(as_of)
+        if ended:
+            instant = self._after_end(instant, _nobody(1, self._width))
+        return Pairs(
+            space=self._space,
+            catalogue=self._catalogue,
+            kept=self._kept,
+            heads=self._heads,
+            memory=self._items,
+            scorer=self._scorer,
+            reader=self._open_reader(None),
+            width=self._width,
+            instant=instant,
+        )
+
     # Steps --------------------------------------------------------------------------------------------
 
     def _check_context(self, context: str) -> None:
@@ -455,11 +483,11 @@ class Recommender:
         instant: int,
     ) -> Float32s:
         """The dense rows of one user and n items, [n, F]: what `FeatureSpace.assemble` makes, to the bit."""
-        one = np.array([instant], dtype=np.int64)
+        at = np.full(len(read), instant, dtype=np.int64)
+        own = stored_block(rows.user, rows.knows_user, at)
         blocks = {
-            view_name(USER, name): stored_block(rows.user[[number]], rows.knows_user[[number]], one)
+            view_name(USER, name): Block(own.values[number : number + 1], own.hours[number : number + 1])
             for number, name in enumerate(read)
-            if rows.knows_user[number]
         }
         dense = np.repeat(self._space.request_row(context, blocks, instant)[None], len(ids), axis=0)
         if not len(ids):

@@ -131,6 +131,33 @@ class _ByPlace:
         )
 
 
+@dataclass(frozen=True)
+class _OfMany:
+    """Users and their histories, each encoded once, and rows of them and kept items."""
+
+    users: Sequence[str]
+    histories: Sequence[Sequence[str]]
+    whose: npt.NDArray[np.int64]
+    kept: KeptItems
+    places: npt.NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        return len(self.places)
+
+    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
+        item, categories = self.kept.codes(network)
+        return network.inputs(
+            context,
+            self.users,
+            item[self.places],
+            categories[self.places],
+            self.histories,
+            dense,
+            self.whose,
+        )
+
+
 class Scorer:
     """All sessions of one bundle, opened once; `score` may be called from several threads."""
 
@@ -195,6 +222,32 @@ class Scorer:
             NotFoundError, SchemaError: as `logits`.
         """
         return self._logits(context, _ByPlace(user_id, history, kept, places), dense, adapted=adapted)
+
+    def score_many(
+        self,
+        context: str,
+        users: Sequence[str],
+        histories: Sequence[Sequence[str]],
+        whose: npt.NDArray[np.int64],
+        kept: KeptItems,
+        places: npt.NDArray[np.int64],
+        dense: npt.NDArray[np.float32],
+    ) -> Floats:
+        """As `score_kept`, of many users at once.
+
+        Args:
+            context: the surface.
+            users: U ids.
+            histories: of each user, the most recent item first.
+            whose: the user of each row by their place, [n].
+            kept: items.
+            places: the item of each row, [n].
+            dense: [n, F] finite, in the order of the manifest's feature names.
+
+        Raises:
+            NotFoundError, SchemaError: as `logits`.
+        """
+        return self._logits(context, _OfMany(users, histories, whose, kept, places), dense)
 
     def score(self, context: str, candidates: Candidates) -> Floats:
         """Return the probability of engagement of each candidate, float64 [n], in [0, 1].
@@ -388,17 +441,23 @@ class _Network:
         categories: npt.NDArray[np.int64],
         histories: Sequence[Sequence[str]],
         dense: npt.NDArray[np.float32],
+        whose: npt.NDArray[np.int64] | None = None,
     ) -> Inputs:
-        """Return the graph's inputs for n rows; a single user or history is of all rows."""
+        """Return the graph's inputs for n rows; a single user or history is of all rows.
+
+        ``whose`` tells which user and history is of each row, where they are others than n or one.
+        """
         n = len(item)
         user = self.users.encode(users)
         history = self._items.encode_lists(histories, self._history_length)
+        if whose is not None:
+            user, history = user[whose], history[whose]
         return {
             "dense": dense,
-            "user": user if len(users) == n else np.repeat(user, n),
+            "user": user if len(user) == n else np.repeat(user, n),
             "item": item,
             "categories": categories,
-            "history": history if len(histories) == n else np.repeat(history, n, axis=0),
+            "history": history if len(history) == n else np.repeat(history, n, axis=0),
             "context": np.full(n, self._unit.context_index(context), dtype=np.int64),
         }
 

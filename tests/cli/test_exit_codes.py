@@ -32,7 +32,7 @@ def run(*arguments: str) -> int:
 
 VERBS = (
     "ingest", "nightly", "stage", "onboard", "curve", "audit", "verdict", "report", "recommend", "serve",
-    "bundles", "rollback", "figures", "init", "demo",
+    "bundles", "rollback", "figures", "init", "demo", "score",
 )  # fmt: skip
 
 

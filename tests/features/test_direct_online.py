@@ -89,6 +89,31 @@ def test_a_request_reads_what_feast_reads(stored: tuple[Workspace, FeatureStore]
     assert_read_alike(*stored)
 
 
+def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureStore]) -> None:
+    workspace, store = stored
+    width, contexts = row_width(workspace.settings), workspace.contexts.names
+    reader = open_rows(workspace.settings, width) or FeastReader(store._online, width)
+    # More than one script and one statement take, and another number of items for each user.
+    items = [*ITEMS, *(f"never {n}" for n in range(1000))]
+    asked = [items[: 3 * number + 1] for number in range(len(USERS) - 1)] + [items]
+    whose = np.repeat(np.arange(len(USERS)), [len(of) for of in asked])
+    flat = [item for of in asked for item in of]
+    found = reader.many(contexts, USERS, whose, flat, [pair_head(item) for item in flat])
+    met = 0
+    for number, (user, own) in enumerate(zip(USERS, asked, strict=True)):
+        alone = reader.request(user, contexts, own, [pair_head(item) for item in own])
+        assert found.histories[number] == alone.history
+        assert found.users[:, number].tobytes() == alone.user.tobytes()
+        assert np.array_equal(found.knows_user[:, number], alone.knows_user)
+        here = whose[found.met] == number
+        assert np.array_equal(found.met[here] - np.searchsorted(whose, number), alone.met)
+        assert found.pairs[:, here].tobytes() == alone.pairs.tobytes()
+        assert np.array_equal(found.knows_pair[:, here], alone.knows_pair)
+        met += len(alone.met)
+    assert met
+    reader.close()
+
+
 def test_what_is_written_past_feast_is_what_feast_would_have_written(
     stored: tuple[Workspace, FeatureStore],
 ) -> None:

@@ -1,0 +1,157 @@
+"""Scores many pairs of a user and an item as of one instant: the rows and the scorer of a request, in bulk.
+
+A request reads one user; here one reading is of many, and one run of a network is of thousands of rows.
+What a store that does not answer costs a request is not bearable here: it is an error. This module must
+never open a bundle, and never know where pairs come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from recmeta.errors import RecmetaError
+from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
+from recmeta.features.direct_online import ManyRows, Reader
+from recmeta.features.feast_layout import pair_head
+from recmeta.features.schema import ITEM, USER, USER_ITEM, view_name
+from recmeta.serving.catalogue import Catalogue
+from recmeta.serving.guarded import store_failures
+from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+T = TypeVar("T")
+
+ROWS_OF_A_RUN = 4096
+"""What the layers of a network say of more rows no longer fits a core's cache."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a bundle and its workspace know, as of one instant. Not to be shared between threads."""
+
+    space: FeatureSpace
+    catalogue: Catalogue
+    kept: KeptItems
+    """The catalogue's items."""
+    heads: Sequence[bytes]
+    """`feast_layout.pair_head` of each."""
+    memory: ItemMemory
+    scorer: Scorer
+    reader: Reader
+    width: int
+    """Numbers of a stored row."""
+    instant: int
+    """Microseconds since 1970, UTC."""
+
+    def close(self) -> None:
+        """Close the connection to the online store; the next call opens it again."""
+        self.reader.close()
+
+    def scores(
+        self,
+        context: str,
+        users: Sequence[str],
+        items: Sequence[str],
+        user_of: Int64s,
+        item_of: Int64s,
+    ) -> npt.NDArray[np.float64]:
+        """Return the probability of engagement of n pairs, float64 [n], in [0, 1].
+
+        Args:
+            context: one that the bundle serves.
+            users: U ids, all different; unknown ones are ordinary.
+            items: I ids, all different; likewise.
+            user_of: the user of each pair by their place, ascending, [n].
+            item_of: the item of each pair by its place, [n]; a user has an item once.
+
+        Raises:
+            RecmetaError: the online store does not answer.
+        """
+        read = self.space.contexts.feature_sources(context)
+        places = self.catalogue.places(items)
+        unknown = np.flatnonzero(places < 0)
+        heads = [self.heads[place] for place in places.tolist()]
+        kept, kept_places = self.kept, places
+        if len(unknown):
+            for item in unknown.tolist():
+                heads[item] = pair_head(items[item])
+            kept, kept_places = KeptItems(items, self.catalogue.categories_of(items)), np.arange(len(items))
+        chosen = item_of.tolist()
+        names, keys = [items[item] for item in chosen], [heads[item] for item in chosen]
+        found = _answered(lambda: self.reader.many(read, users, user_of, names, keys))
+        who, about, met = self._users(context, read, found), self._items(context, items, places), found.met
+        together = self._met(context, read, found)
+        row = self.space.request_row(context, {}, self.instant)
+        where, scores = self.space.places, np.empty(len(user_of))
+        for start in range(0, len(user_of), ROWS_OF_A_RUN):
+            end = min(start + ROWS_OF_A_RUN, len(user_of))
+            theirs, its = user_of[start:end], item_of[start:end]
+            dense = np.repeat(row[None], end - start, axis=0)
+            dense[:, where[USER]] = who[theirs]
+            dense[:, where[ITEM]] = about[its]
+            here = slice(*np.searchsorted(met, [start, end]).tolist())
+            dense[np.ix_(met[here] - start, where[USER_ITEM])] = together[here]
+            first, last = int(theirs[0]), int(theirs[-1]) + 1
+            logits = self.scorer.score_many(
+                context,
+                users[first:last],
+                found.histories[first:last],
+                theirs - first,
+                kept,
+                kept_places[its],
+                dense,
+            )
+            scores[start:end] = sigmoid(logits)
+        return scores
+
+    def _users(self, context: str, read: Sequence[str], found: ManyRows) -> Float32s:
+        """The columns at ``space.places[USER]`` of each user."""
+        blocks = {
+            view_name(USER, name): self._block(found.users[number], found.knows_user[number])
+            for number, name in enumerate(read)
+        }
+        return self.space.part(USER, context, blocks, found.users.shape[1])
+
+    def _met(self, context: str, read: Sequence[str], found: ManyRows) -> Float32s:
+        """The columns at ``space.places[USER_ITEM]`` of each pair in ``found.met``."""
+        blocks = {
+            view_name(USER_ITEM, name): self._block(found.pairs[number], found.knows_pair[number])
+            for number, name in enumerate(read)
+        }
+        return self.space.part(USER_ITEM, context, blocks, len(found.met))
+
+    def _items(self, context: str, items: Sequence[str], places: Int64s) -> Float32s:
+        """The columns at ``space.places[ITEM]`` of each item."""
+        columns = self.memory.columns(context, places, self.instant)
+        unknown = np.flatnonzero(places < 0)
+        if not len(unknown):
+            return columns
+        # They may have been touched since the bundle was made.
+        names, sources = (
+            [items[item] for item in unknown.tolist()],
+            self.space.contexts.feature_sources(context),
+        )
+        blocks = {}
+        for name, rows in _answered(lambda: self.reader.items(sources, names)).items():
+            values, there = np.zeros((len(names), self.width), np.float32), np.zeros(len(names), np.bool_)
+            values[rows.places], there[rows.places] = rows.values, True
+            blocks[view_name(ITEM, name)] = self._block(values, there)
+        columns[unknown] = self.space.part(ITEM, context, blocks, len(names))
+        return columns
+
+    def _block(self, values: Float32s, there: Bools) -> Block:
+        return stored_block(values, there, np.full(len(there), self.instant, dtype=np.int64))
+
+
+def _answered(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except store_failures() as error:
+        raise RecmetaError(f"the online store does not answer: {type(error).__name__}: {error}") from error
