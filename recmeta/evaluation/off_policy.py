@@ -48,6 +48,7 @@ benchmark tells what it costs in bias."""
 _CLIPPED_SHARE = 0.05
 _FEW_REQUESTS = 100
 _FEW_CLUSTERS = 30
+_FEW_CARRIERS = 10
 _SUPPORT_SLACK = 0.01
 
 
@@ -70,6 +71,12 @@ class Value:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval."""
         return self.value - Z95 * self.error, self.value + Z95 * self.error
+
+    @property
+    def carriers(self) -> float:
+        """How many clusters the error comes from, (sum s^2)^2 / sum s^4; few say that rare rows decide it."""
+        squares = self.shares**2
+        return float(squares.sum() ** 2 / max((squares**2).sum(), 1e-300))
 
     def minus(self, other: Value) -> Value:
         """This value less another one of the same log: paired, so that what both share cancels."""
@@ -323,6 +330,8 @@ def _warnings(
         )
     if found.clusters < _FEW_CLUSTERS:
         told.append(f"only {found.clusters} users: intervals are too narrow")
+    elif found.estimates["ips"].error > 0 and (carriers := found.estimates["ips"].carriers) < _FEW_CARRIERS:
+        told.append(f"about {carriers:.0f} users' rare rows decide the estimate: intervals are too narrow")
     return told
 
 

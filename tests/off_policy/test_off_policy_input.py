@@ -91,6 +91,14 @@ def test_a_large_clipped_share_few_rows_and_few_users_are_warned_of() -> None:
     assert "only 10 users" in told
 
 
+def test_few_rows_that_decide_everything_are_warned_of() -> None:
+    propensity, reward = np.full(3000, 0.5), np.random.default_rng(0).integers(0, 2, 3000).astype(float)
+    assert not evaluate(reward, propensity, propensity).warnings
+    propensity[:2], reward[:2] = 0.001, 1.0
+    found = evaluate(reward, propensity, np.full(3000, 0.5))
+    assert any("about 2 users' rare rows decide" in told for told in found.warnings)
+
+
 def test_one_user_gives_a_value_and_no_interval() -> None:
     found = evaluate(**GOOD, user=["a", "a"]).as_json()
     assert found["estimates"]["ips"] == {"value": 1.0, "low": None, "high": None, "error": None}
