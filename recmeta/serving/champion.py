@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from recmeta.bundle.store import BundleStore
 from recmeta.errors import RecmetaError
 from recmeta.serving.recommender import Recommender
+from recmeta.serving.served_log import ServedLog
 from recmeta.settings import Settings
 
 
@@ -30,6 +31,7 @@ class Champion:
         *,
         swapped: Callable[[str], None] | None = None,
         refused: Callable[[str, str], None] | None = None,
+        served: ServedLog | None = None,
     ) -> None:
         """Open the champion, if there is one that can be opened.
 
@@ -37,9 +39,10 @@ class Champion:
             settings: of the workspace.
             swapped: is told the version that serves from now on.
             refused: is told a version that does not, and why.
+            served: takes the lists of contexts that are explored.
         """
         self._settings = settings
-        self._swapped, self._told_refused = swapped, refused
+        self._swapped, self._told_refused, self._served = swapped, refused, served
         self._store = BundleStore(settings.bundles_folder)
         self._recommender: Recommender | None = None
         self._refused: tuple[str, str] | None = None
@@ -104,7 +107,7 @@ class Champion:
                     return
                 if self._refused is not None and self._refused[0] == version:
                     return
-                opened = Recommender(self._settings, before)
+                opened = Recommender(self._settings, before, served=self._served)
                 opened.warm()
             except (RecmetaError, OSError) as error:
                 self._refuse(version or "champion.json", error)

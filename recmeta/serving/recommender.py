@@ -38,6 +38,7 @@ from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
+from recmeta.serving.served_log import ServedLog
 from recmeta.settings import Settings
 
 Int64s = npt.NDArray[np.int64]
@@ -106,13 +107,20 @@ class Recommender:
     _catalogue_checksum: str
 
     def __init__(
-        self, settings: Settings, like: Recommender | None = None, *, version: str | None = None
+        self,
+        settings: Settings,
+        like: Recommender | None = None,
+        *,
+        version: str | None = None,
+        served: ServedLog | None = None,
     ) -> None:
         """Open the champion of the workspace, or the bundle ``version``.
 
         Args:
             settings: of the workspace.
             like: what served before; what is the same in both bundles is not loaded again.
+            version: which bundle; None: the champion.
+            served: takes the lists of contexts that are explored.
 
         Raises:
             NotFoundError: there is no such bundle, or nothing was ever materialized.
@@ -133,6 +141,7 @@ class Recommender:
         self.contexts = manifest.declarations
         self.serves = {name: entry.serves for name, entry in manifest.contexts.items()}
         self._settings = settings
+        self._served = served
         self._space = _space(bundle, settings)
         self._popularity = manifest.features.popularity_index
         self._history_length = manifest.features.history_length
@@ -332,8 +341,23 @@ class Recommender:
         # What diversity ordered stays in that order: ranks stand for scores where it has a say.
         given = -np.arange(len(deep), dtype=np.float64) if diversity else logits[deep]
         shown = self._exploration.show(context, given, n)
-        order = deep[shown.indices]
-        return self._answer(asked, order, sigmoid(logits[order]), reasons=True, propensity=shown.propensities)
+        order, best = deep[shown.indices], deep[shown.best]
+        answer = self._answer(
+            asked, order, sigmoid(logits[order]), reasons=True, propensity=shown.propensities
+        )
+        if self._served is not None:
+            self._served.append(
+                context,
+                user_id,
+                [item.item_id for item in answer.items],
+                shown.propensities,
+                [item.score for item in answer.items],
+                sigmoid(logits[best]),
+                shown.greedy,
+                bundle=self.version,
+                as_of=answer.as_of,
+            )
+        return answer
 
     def explain(self, context: str, user_id: str, item_id: str, now: datetime | None = None) -> Explanation:
         """Say which inputs moved the score of one item, and what the context's adapter added.

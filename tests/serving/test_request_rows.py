@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from conftest import Living
 from recmeta.events.schema import INTERACTION_SCHEMA
 from recmeta.features.feast_store import FeatureStore
 from recmeta.features.training_rows import feature_space
-from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
 from recmeta.serving.recommender import Recommender
+from recmeta.serving.served_log import ServedLog
 from recmeta.settings import load_settings
 
 
@@ -154,18 +155,28 @@ def test_variety_and_freshness_change_the_order_and_not_the_scores(living: Livin
     )
 
 
-def test_what_is_explored_says_with_which_probability_it_is_shown(living: Living, now: datetime) -> None:
+def test_what_is_explored_says_with_which_probability_it_is_shown_and_is_logged(
+    living: Living, now: datetime, tmp_path: Path
+) -> None:
     exploration = {"feed": {"strategy": "epsilon_greedy", "epsilon": 0.5, "budget": 1.0}}
     settings = load_settings(living.settings.workspace, serving={"exploration": exploration})
-    recommender = Recommender(settings)
+    served = ServedLog(tmp_path / "served")
+    recommender = Recommender(settings, served=served)
     plain = Recommender(living.settings).recommend("feed", "nobody", 10, now)
     shown = [recommender.recommend("feed", "nobody", 10, now) for _ in range(20)]
+    served.stop()
     assert all(item.propensity is None for item in plain.items)
     assert all(item.propensity and 0 < item.propensity <= 1 for answer in shown for item in answer.items)
     assert any(
         [item.item_id for item in answer.items] != [item.item_id for item in plain.items] for answer in shown
     )
-    assert isinstance(recommender._exploration, Exploration)
+    logged = pl.read_parquet(tmp_path / "served" / "**" / "*.parquet").sort("request_id", "position")
+    assert len(logged) == 200
+    assert {*zip(logged["item_id"], logged["propensity"], strict=True)} == {
+        (item.item_id, item.propensity) for answer in shown for item in answer.items
+    }
+    assert (logged["best_score"] >= logged["score"] - 1e-12).all()
+    assert (logged.filter("greedy")["score"] == logged.filter("greedy")["best_score"]).all()
 
 
 def test_a_new_bundle_over_the_same_items_takes_what_was_in_memory(living: Living) -> None:
