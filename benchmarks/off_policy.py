@@ -101,9 +101,9 @@ def simulator() -> str:
         "propensities are given the items above. Effective is the share of requests that the weights leave, "
         "at the position with the least. The rows of `logged` say how far apart the two policies are.\n\n"
         "Whole lists (slate) are unbiased, and pay in variance for the distance between the policies; one "
-        "slot at a time is steadier, and off by what the other policy would have put above. The truth is over "
-        "the very moments of the log, which the interval does not know: where weights are tame it covers more "
-        "than 95 %.",
+        "slot at a time is steadier, and off by what the other policy would have put above. The truth is "
+        "over the very moments of the log, which the interval does not know; where weights are tame it covers"
+        " more than 95 %.",
         f"| sharpness | weighting | {HEAD}\n| ---: | --- | {RULE}",
         lines,
     )
