@@ -13,10 +13,12 @@ export class ApiError extends Error {
 
 /** Take the key out of the address (`#key=...`), where the server's start puts it, and out of sight. */
 export function takeKeyFromAddress() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
+  const told = new URLSearchParams(location.hash.slice(1));
+  const given = told.get("key");
   if (given === null) return;
   setKey(given);
-  history.replaceState(null, "", location.pathname);
+  told.delete("key");
+  history.replaceState(null, "", `${location.pathname}#${told}`);
 }
 
 export function key() {

@@ -32,7 +32,7 @@ function select(name, { focus = false } = {}) {
   }
   if (shown === name) return;
   shown = name;
-  history.replaceState(null, "", `#${name}`);
+  history.replaceState(null, "", `#tab=${name}`); // not an id: a browser would begin to tab from there
   draw();
 }
 
@@ -123,8 +123,9 @@ document.getElementById("key-form").addEventListener("submit", (event) => {
 
 function fromAddress() {
   takeKeyFromAddress();
-  const named = location.hash.slice(1);
-  if (named in PARTS || !shown) select(named in PARTS ? named : "surfaces");
+  const named = new URLSearchParams(location.hash.slice(1)).get("tab");
+  const known = Object.hasOwn(PARTS, named);
+  if (known || !shown) select(known ? named : "surfaces");
 }
 
 for (const tab of tabs) tab.addEventListener("click", () => select(tab.getAttribute("aria-controls")));
