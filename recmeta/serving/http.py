@@ -138,11 +138,11 @@ class Api:
 
     async def rank(self, request: Request) -> Response:
         asked = await _body(request, _RANK)
-        with self._traces.span("answer"):
-            answer = self._recommender().rank(
-                asked.context, asked.user_id, asked.item_ids, reasons=asked.reasons
-            )
-        return self._ranking(request, answer)
+        recommender = self._recommender()
+        return self._ranking(
+            request,
+            recommender.rank(asked.context, asked.user_id, asked.item_ids, reasons=asked.reasons),
+        )
 
     async def recommend(self, request: Request) -> Response:
         return self._recommended(request, await _body(request, _RECOMMEND))
@@ -151,15 +151,14 @@ class Api:
         return self._recommended(request, _query(request, m.RecommendRequest))
 
     def _recommended(self, request: Request, asked: m.RecommendRequest) -> Response:
-        with self._traces.span("answer"):
-            answer = self._recommender().recommend(
-                asked.context,
-                asked.user_id,
-                asked.n,
-                exclude_seen=asked.exclude_seen,
-                diversity=asked.diversity,
-                freshness=asked.freshness,
-            )
+        answer = self._recommender().recommend(
+            asked.context,
+            asked.user_id,
+            int(asked.n),
+            exclude_seen=asked.exclude_seen,
+            diversity=asked.diversity,
+            freshness=asked.freshness,
+        )
         return self._ranking(request, answer)
 
     def _ranking(self, request: Request, answer: Answer) -> Response:

@@ -48,7 +48,16 @@ def as_interactions(
                 f"({now:%Y-%m-%dT%H:%M:%SZ}), found {at.isoformat()}"
             )
         rows.append(
-            (event.event_id, event.user_id, event.item_id, event.context, at, at, event.label, event.weight)
+            (
+                event.event_id,
+                event.user_id,
+                event.item_id,
+                event.context,
+                at,
+                at,
+                int(event.label),
+                event.weight,
+            )
         )
     names = (
         "event_id",

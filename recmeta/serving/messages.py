@@ -31,6 +31,9 @@ Id = Annotated[
         extra_json_schema=_ID,
     ),
 ]
+Whole = Annotated[float, Meta(multiple_of=1, extra_json_schema={"type": "integer"})]
+"""JSON does not tell 3.0 from 3, and many clients write it so."""
+
 Share = Annotated[float, Meta(ge=0, le=1)]
 Version = Annotated[str, Meta(description="of a bundle, as /v1/bundles lists them")]
 
@@ -53,7 +56,7 @@ class RecommendRequest(_Request):
 
     context: ContextName
     user_id: Id
-    n: Annotated[int, Meta(ge=1, description="how many items")] = 10
+    n: Annotated[Whole, Meta(ge=1, description="how many items")] = 10
     exclude_seen: Annotated[bool, Meta(description="leave out what the user engaged with already")] = True
     diversity: Annotated[
         Share, Meta(description="how much an item loses to those of its categories above it")
@@ -82,7 +85,7 @@ class Event(_Request):
         datetime,
         Meta(tz=True, description="when it happened: RFC 3339 with a zone, from 2000 on, not in the future"),
     ]
-    label: Annotated[Literal[0, 1], Meta(description="1: engaged; 0: was shown and did not")]
+    label: Annotated[Whole, Meta(ge=0, le=1, description="1: engaged; 0: was shown and did not")]
     weight: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
 
 

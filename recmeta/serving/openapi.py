@@ -294,7 +294,7 @@ def _refusal(status: int) -> dict[str, Any]:
 
 
 def _uploads() -> dict[str, Any]:
-    schema = {"type": "string", "format": "binary", "minLength": 1}
+    schema = {"type": "string", "format": "binary"}
     example = "user_id,item_id,event_timestamp\nuser-0001,item-0001,2026-06-29T12:00:00Z\n"
     return {
         kind: {"schema": schema, **({"example": example} if kind == "text/csv" else {})}

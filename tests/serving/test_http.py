@@ -159,7 +159,7 @@ def test_a_wrong_value_is_a_typed_400(change: dict[str, Any], client: httpx.Clie
     refused(client.post("/v1/rank", content=json.dumps(asked)), 400, "InputError")
 
 
-@pytest.mark.parametrize("n", [0, -1, 1001, 1.5, "5", True, None, float("nan"), float("inf"), 10**40])
+@pytest.mark.parametrize("n", [0, -1, 1001, 1.5, "5", 5.5, True, None, float("nan"), float("inf"), 10**40])
 def test_a_wrong_number_of_items_is_a_typed_400(n: object, client: httpx.Client) -> None:
     body = json.dumps({"context": "feed", "user_id": "u", "n": n})
     refused(client.post("/v1/recommend", content=body), 400, "InputError")
