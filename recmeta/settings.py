@@ -166,7 +166,8 @@ class TrainingSettings(_Group):
         ge=1,
         exclude_if=lambda clip: clip is None,  # nights that do without keep their names
         description="rows weigh 1 / propensity, at most this, and 1 on the mean of their context: learn what "
-        "would happen if all were shown alike",
+        "would happen if all were shown alike; off, because it helped nowhere on the simulator's feed, not "
+        "even on days on which it shows all alike (two seeds)",
     )
     max_steps: int = Field(default=1500, ge=1)
     warm_steps: int = Field(default=150, ge=1, description="steps of a night that starts from the last one's")
