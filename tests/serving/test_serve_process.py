@@ -73,7 +73,7 @@ def test_the_server_tells_its_address_answers_and_ends_cleanly(living: Living) -
         assert server.process.wait(timeout=30) in (0, -signal.SIGTERM)
 
 
-def test_the_console_is_told_with_the_admin_key_where_no_log_of_a_server_keeps_it(living: Living) -> None:
+def test_the_console_is_told_with_the_admin_key_and_calls_ask_for_one(living: Living) -> None:
     with served(living.settings.workspace) as server:
         keys = json.loads((living.settings.workspace / "keys.json").read_text())
         assert server.console == f"{server.address}/#key={keys['admin']}"
