@@ -184,8 +184,8 @@ def test_with_a_read_key_the_page_says_what_is_missing(visit: Visitor) -> None:
     show(page, "user-0002")
     before = items(page, "reading")
     page.click("[data-context=reading] .deed >> nth=0")
-    page.wait_for_selector("#person-fault .loud")
-    assert "admin key" in page.inner_text("#person-fault")
+    page.wait_for_selector(".ranking .loud")
+    assert "admin key" in page.inner_text(".ranking .loud")
     assert items(page, "reading") == before
     assert page.locator(".deed:disabled").count() == 0
 

@@ -10,6 +10,7 @@ import * as surfaces from "/console/surfaces.js";
 import * as transfer from "/console/transfer.js";
 
 const PARTS = { surfaces, try: person, transfer, onboard, night, api: operations };
+const LOOKED_AT = new Set(["surfaces", "transfer", "night"]); // drawn anew when another bundle serves
 const LOOK_EVERY = 5_000; // milliseconds between two looks at the server's health
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -75,6 +76,7 @@ async function look() {
     fault = error;
   }
   const wasGone = serving === null;
+  const changed = Boolean(serving) && Boolean(found) && serving !== found.bundle;
   serving = found?.bundle ?? null;
   line.textContent = found ? `${found.bundle} · data until ${instant(found.until)}, ${ago(found.until)} ago` : "";
   const told = fault
@@ -87,7 +89,8 @@ async function look() {
     place.className = fault ? "bad" : told ? "degraded" : "";
     if (!told && !wasGone) say("The server is well again.");
   }
-  if (wasGone && found && shown) draw();
+  const panel = document.getElementById(shown);
+  if (wasGone ? found && !panel.querySelector("form") : changed && LOOKED_AT.has(shown)) draw(); // no half-filled form is lost
 }
 
 async function keepLooking() {

@@ -41,13 +41,13 @@ export function heatMap(cells, sources, targets, width) {
   const left = Math.min(width < 480 ? 90 : 150, 14 + letter * Math.max(...sources.map((name) => name.length)));
   const size = Math.max(40, Math.min(128, (width - left - 8) / targets.length));
   const slanted = size < 12 + letter * Math.max(...targets.map((name) => name.length));
-  const [tall, top] = [Math.min(44, size), slanted ? 74 : 24];
+  const [tall, top] = [Math.min(44, size), slanted ? 100 : 24];
   const [across, down] = [left + size * targets.length + 8, top + tall * sources.length + 4];
   const largest = Math.max(0.005, ...sources.flatMap((source) => targets.map((target) => Math.abs(cells[source]?.[target]?.value ?? 0))));
   const parts = targets.map((target, column) => {
     const [x, y] = [left + size * (column + 0.5), top - 8];
-    const turned = slanted ? { transform: `rotate(-38 ${x} ${y})`, "text-anchor": "start" } : { "text-anchor": "middle" };
-    return text(slanted ? x - 6 : x, y, shortened(target, 13), turned);
+    const turned = slanted ? { transform: `rotate(-65 ${x} ${y})`, "text-anchor": "start" } : { "text-anchor": "middle" };
+    return text(slanted ? x + 4 : x, y, shortened(target, 13), turned);
   });
   sources.forEach((source, row) => {
     parts.push(text(left - 8, top + tall * (row + 0.5) + 4, shortened(source, Math.floor((left - 10) / letter)), { "text-anchor": "end" }));

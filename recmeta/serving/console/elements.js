@@ -32,16 +32,16 @@ function wanted(children) {
   return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 }
 
-/** A table that scrolls in itself where the screen is too narrow; cells are texts or elements. */
-export function table(caption, heads, rows, { numeric = [], wrapped = true } = {}) {
+/** A table; where the screen is too narrow it scrolls in itself or, `stacked`, puts cells below each other. */
+export function table(caption, heads, rows, { numeric = [], stacked = false } = {}) {
   const cell = (value, column) =>
-    column === 0 ? el("th", { scope: "row" }, value) : el("td", { class: numeric.includes(column) ? "number" : null }, value);
-  const made = el("table", {},
+    column === 0 ? el("th", { scope: "row" }, value) : el("td", { class: numeric.includes(column) ? "number" : null, "data-head": heads[column] }, value);
+  const made = el("table", { class: stacked ? "stacks" : null },
     el("caption", {}, caption),
     el("thead", {}, el("tr", {}, heads.map((head, column) =>
       el("th", { scope: "col", class: numeric.includes(column) ? "number" : null }, head)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map(cell)))));
-  return wrapped ? el("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": caption }, made) : made;
+  return stacked ? made : el("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": caption }, made);
 }
 
 /** What a screen reader says now; nothing is seen. */

@@ -20,8 +20,8 @@ export async function show(panel) {
   fill(panel,
     el("div", { class: "heading" }, el("h2", {}, "The night’s report"),
       el("div", { class: "actions" },
-        el("button", { type: "button", on: { click: () => openAlone(text) } }, "Open it in a tab"),
-        el("a", { class: "button", download: "night.html", href: URL.createObjectURL(new Blob([text], { type: "text/html" })) }, "Save it as a file"))),
+        el("button", { type: "button", class: "small", on: { click: () => openAlone(text) } }, "Open it in a tab"),
+        el("a", { class: "button small", download: "night.html", href: URL.createObjectURL(new Blob([text], { type: "text/html" })) }, "Save it as a file"))),
     frame);
 }
 

@@ -97,6 +97,7 @@ async function follow(waiting) {
         sessionStorage.removeItem(JOB);
         fill(place, el("p", { class: "box loud", role: "alert" }, `${waiting.name} was not learnt, and nothing changed: ${found.error?.message ?? found.error ?? "no reason was given"}`));
       } else {
+        await drawBundles();
         await learnt(place, found.report);
       }
       return;

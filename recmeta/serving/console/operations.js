@@ -31,7 +31,7 @@ function described({ path, method, operation }, document_) {
 }
 
 function fields(caption, rows) {
-  return table(caption, ["field", "type", "needed", "what it is"], rows);
+  return table(caption, ["field", "type", "needed", "what it is"], rows, { stacked: true });
 }
 
 // The description ----------------------------------------------------------------------------------

@@ -181,6 +181,7 @@ function instantOf(context) {
 async function engage(button, context, item, names) {
   const event = { event_id: uuid(), user_id: user, item_id: item.item_id, context, event_timestamp: instantOf(context), label: 1 };
   for (const other of document.querySelectorAll(".deed")) other.disabled = true;
+  button.closest("li").querySelector(".loud")?.remove();
   const send = async () => {
     await post("/v1/events", { events: [event] });
     await refresh(names, event);
@@ -192,7 +193,7 @@ async function engage(button, context, item, names) {
     if (!(error instanceof ApiError)) throw error;
     for (const other of document.querySelectorAll(".deed")) other.disabled = false;
     button.focus({ preventScroll: true });
-    fill(document.getElementById("person-fault"), el("p", { class: "box loud" }, `The click was not taken. ${advice(error)}`));
+    button.closest("li").append(el("p", { class: "box loud told", role: "alert" }, `The click was not taken. ${advice(error)}`));
   }
 }
 
