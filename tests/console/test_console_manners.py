@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from console_site import ADMIN, HOSTILE, served
 from console_visitor import Visitor
+
+from recmeta.bundle.store import BundleStore
+from recmeta.settings import Settings, load_settings
 
 TABS = ("surfaces", "try", "transfer", "onboard", "night", "api")
 NARROW = {"viewport": {"width": 360, "height": 740}}
@@ -134,7 +139,9 @@ def test_without_a_key_the_page_asks_for_one(visit: Visitor) -> None:
     assert "A key is missing" in page.inner_text("#surfaces .loud")
 
 
-def test_a_server_that_is_gone_is_told_and_its_return_is_seen(visit: Visitor, built_site) -> None:
+def test_a_server_that_is_gone_is_told_and_its_return_is_seen(
+    visit: Visitor, built_site: tuple[Settings, Path]
+) -> None:
     visit.faults.allowed.append("ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET")
     page = visit.page
     with served(*built_site) as (other, _):
@@ -152,3 +159,26 @@ def test_a_server_that_is_gone_is_told_and_its_return_is_seen(visit: Visitor, bu
     with served(*built_site, port):
         page.wait_for_selector("#surfaces .stacks")
         assert page.inner_text("#state") == ""
+
+
+def test_where_nothing_can_serve_an_earlier_bundle_is_a_click_away(
+    visit: Visitor, built_site: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    visit.faults.allowed.append("503")
+    settings, first_shares = built_site
+    shutil.copytree(settings.workspace, tmp_path / "workspace")
+    settings = load_settings(tmp_path / "workspace")
+    champion = BundleStore(settings.bundles_folder).champion()
+    assert champion is not None
+    (champion.folder / "transfer.json").write_bytes(b"{}")
+    with served(settings, first_shares) as (visit.site, _):
+        page = visit.page
+        page.goto(visit.site.with_key())
+        page.wait_for_selector("#state.bad")
+        assert "transfer.json" in page.inner_text("#state")
+        page.click("#tab-onboard")
+        page.click("#bundles >> text=Roll back to it")
+        page.click("dialog[open] >> text=Roll back")
+        page.wait_for_selector("#state:empty", state="attached")
+        page.click("#tab-surfaces")
+        page.wait_for_selector("#surfaces .stacks")

@@ -12,15 +12,25 @@ const JOB = "recmeta-job"; // in the tab's storage: a reload of the page goes on
 let watching = 0;
 
 export async function show(panel) {
-  const { contexts } = await get("/v1/contexts");
+  const names = await namesThatServe();
   fill(panel,
     el("h2", {}, "Onboard a new surface"),
     el("p", {}, "A handful of its interactions is enough: it is served from what the other surfaces know, and changes nothing of theirs. It serves only when you say so. ", el("strong", {}, "Needs the admin key.")),
-    el("div", { class: "columns" }, form(contexts.map((context) => context.name)), el("section", { id: "onboarded", "aria-label": "What came of it" })),
+    el("div", { class: "columns" }, form(names), el("section", { id: "onboarded", "aria-label": "What came of it" })),
     el("section", { id: "bundles" }));
   await drawBundles();
   const waiting = JSON.parse(sessionStorage.getItem(JOB) ?? "null");
   if (waiting) follow(waiting);
+}
+
+/** None where nothing serves: that is when somebody needs to roll back. */
+async function namesThatServe() {
+  try {
+    return (await get("/v1/contexts")).contexts.map((context) => context.name);
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 503) return [];
+    throw error;
+  }
 }
 
 function form(names) {
