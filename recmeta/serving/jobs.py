@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -172,13 +174,14 @@ class Jobs:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "recmeta.cli", verb, f"--workspace={self._workspace}", "--json", *arguments,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )  # fmt: skip
         try:
             out, err = await process.communicate()
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+                os.killpg(process.pid, signal.SIGKILL)  # whatever it started as well, which holds its pipes
+            await process.communicate()
             raise
         if process.returncode == 0:
             return Job("done", report=json.loads(out))

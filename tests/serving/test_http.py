@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,14 @@ from recmeta.settings import load_settings
 @pytest.fixture
 def client(living: Living) -> Iterator[httpx.Client]:
     with serving(with_keys(living.settings)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server that no test changes."""
+    shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
+    with serving(with_keys(load_settings(workspace))) as made:
         yield made
 
 
@@ -75,20 +84,20 @@ def test_the_latest_report_is_a_page_in_which_nothing_runs(client: httpx.Client,
     assert "sandbox" in report.headers["content-security-policy"]
 
 
-def test_evidence_is_empty_where_the_bundle_has_none(client: httpx.Client) -> None:
-    assert client.get("/v1/evidence").json() == {}
+def test_evidence_is_empty_where_the_bundle_has_none(steady: httpx.Client) -> None:
+    assert steady.get("/v1/evidence").json() == {}
 
 
 def test_bundles_are_those_of_the_command_line(client: httpx.Client, living: Living) -> None:
     assert client.get("/v1/bundles").json() == bundles_as_json(BundleStore(living.settings.bundles_folder))
 
 
-def test_the_console_is_served_with_its_types_and_a_strict_policy(client: httpx.Client) -> None:
+def test_the_console_is_served_with_its_types_and_a_strict_policy(steady: httpx.Client) -> None:
     for path, kind, cache in (
         ("/", "text/html; charset=utf-8", "no-store"),
         ("/console/app.js", "text/javascript; charset=utf-8", "no-cache"),
     ):
-        page = client.get(path, headers={"authorization": ""})
+        page = steady.get(path, headers={"authorization": ""})
         assert (page.status_code, page.headers["content-type"]) == (200, kind)
         assert (page.headers["cache-control"], page.headers["x-content-type-options"]) == (cache, "nosniff")
         assert (
@@ -98,8 +107,8 @@ def test_the_console_is_served_with_its_types_and_a_strict_policy(client: httpx.
 
 
 @pytest.mark.parametrize("name", ["..%2fhttp.py", "%2e%2e/http.py", "nothing.js", "%00", "a" * 5000, "."])
-def test_the_console_serves_nothing_but_its_own_files(name: str, client: httpx.Client) -> None:
-    refused(client.get(f"/console/{name}"), 404, "NotFoundError")
+def test_the_console_serves_nothing_but_its_own_files(name: str, steady: httpx.Client) -> None:
+    refused(steady.get(f"/console/{name}"), 404, "NotFoundError")
 
 
 def test_without_a_console_its_pages_are_not_found(
@@ -110,24 +119,24 @@ def test_without_a_console_its_pages_are_not_found(
 
 
 @pytest.mark.parametrize("user", ["nobody", "張三", "../../etc/passwd", "' OR 1=1 --", "a" * 256])
-def test_an_unknown_user_is_an_ordinary_answer(user: str, client: httpx.Client) -> None:
-    response = client.post("/v1/recommend", json={"context": "feed", "user_id": user})
+def test_an_unknown_user_is_an_ordinary_answer(user: str, steady: httpx.Client) -> None:
+    response = steady.post("/v1/recommend", json={"context": "feed", "user_id": user})
     assert response.status_code == 200
     assert response.json()["user_id"] == user
     assert "unknown user" in response.json()["reason"]
 
 
-def test_an_unknown_context_is_404(client: httpx.Client) -> None:
+def test_an_unknown_context_is_404(steady: httpx.Client) -> None:
     message = refused(
-        client.get("/v1/recommend", params={"context": "liking", "user_id": "u"}), 404, "NotFoundError"
+        steady.get("/v1/recommend", params={"context": "liking", "user_id": "u"}), 404, "NotFoundError"
     )
     assert "commenting, feed, reading" in message
 
 
 @pytest.mark.parametrize("context", ["../x", "", "Feed", "fünf", "x" * 4096, "a\x00", "feed\n"])
-def test_what_cannot_name_a_context_is_400(context: str, client: httpx.Client) -> None:
+def test_what_cannot_name_a_context_is_400(context: str, steady: httpx.Client) -> None:
     body = json.dumps({"context": context, "user_id": "u", "item_ids": []})
-    refused(client.post("/v1/rank", content=body), 400, "ContextError")
+    refused(steady.post("/v1/rank", content=body), 400, "ContextError")
 
 
 @pytest.mark.parametrize(
@@ -154,22 +163,22 @@ def test_what_cannot_name_a_context_is_400(context: str, client: httpx.Client) -
         {"x" * 100_000: 1},
     ],
 )
-def test_a_wrong_value_is_a_typed_400(change: dict[str, Any], client: httpx.Client) -> None:
+def test_a_wrong_value_is_a_typed_400(change: dict[str, Any], steady: httpx.Client) -> None:
     asked = {"context": "feed", "user_id": "u", "item_ids": ["a"], **change}
-    refused(client.post("/v1/rank", content=json.dumps(asked)), 400, "InputError")
+    refused(steady.post("/v1/rank", content=json.dumps(asked)), 400, "InputError")
 
 
 @pytest.mark.parametrize("n", [0, -1, 1001, 1.5, "5", 5.5, True, None, float("nan"), float("inf"), 10**40])
-def test_a_wrong_number_of_items_is_a_typed_400(n: object, client: httpx.Client) -> None:
+def test_a_wrong_number_of_items_is_a_typed_400(n: object, steady: httpx.Client) -> None:
     body = json.dumps({"context": "feed", "user_id": "u", "n": n})
-    refused(client.post("/v1/recommend", content=body), 400, "InputError")
+    refused(steady.post("/v1/recommend", content=body), 400, "InputError")
 
 
 @pytest.mark.parametrize(
     "query", ["", "context=feed", "context=feed&user_id=u&n=x", "context=feed&user_id=%00"]
 )
-def test_a_wrong_query_is_a_typed_400(query: str, client: httpx.Client) -> None:
-    refused(client.get(f"/v1/recommend?{query}"), 400, "InputError")
+def test_a_wrong_query_is_a_typed_400(query: str, steady: httpx.Client) -> None:
+    refused(steady.get(f"/v1/recommend?{query}"), 400, "InputError")
 
 
 @pytest.mark.parametrize(
@@ -186,14 +195,14 @@ def test_a_wrong_query_is_a_typed_400(query: str, client: httpx.Client) -> None:
         b'{"context": "feed", "user_id": "\\ud800", "n": NaN}',
     ],
 )
-def test_a_body_that_is_no_request_is_a_typed_400(body: bytes, client: httpx.Client) -> None:
-    refused(client.post("/v1/recommend", content=body), 400, "InputError")
+def test_a_body_that_is_no_request_is_a_typed_400(body: bytes, steady: httpx.Client) -> None:
+    refused(steady.post("/v1/recommend", content=body), 400, "InputError")
 
 
-def test_a_body_that_does_not_say_it_is_json_is_a_typed_415(client: httpx.Client) -> None:
+def test_a_body_that_does_not_say_it_is_json_is_a_typed_415(steady: httpx.Client) -> None:
     body = json.dumps({"context": "feed", "user_id": "u"})
     for kind in ("text/plain", "application/x-www-form-urlencoded", "nonsense"):
-        response = client.post("/v1/recommend", content=body, headers={"content-type": kind})
+        response = steady.post("/v1/recommend", content=body, headers={"content-type": kind})
         refused(response, 415, "MediaTypeError")
 
 
@@ -206,11 +215,11 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read_whole(client: httpx.C
     refused(client.post("/v1/rank", content=endless()), 413, "TooLargeError")
 
 
-def test_other_paths_and_methods_are_typed_errors_too(client: httpx.Client) -> None:
-    refused(client.get("/nowhere"), 404, "NotFoundError")
-    refused(client.get("/v1/rank"), 405, "InputError")
-    refused(client.put("/v1/recommend"), 405, "InputError")
-    assert client.put("/v1/recommend").headers["allow"] == "GET, POST"
+def test_other_paths_and_methods_are_typed_errors_too(steady: httpx.Client) -> None:
+    refused(steady.get("/nowhere"), 404, "NotFoundError")
+    refused(steady.get("/v1/rank"), 405, "InputError")
+    refused(steady.put("/v1/recommend"), 405, "InputError")
+    assert steady.put("/v1/recommend").headers["allow"] == "GET, POST"
 
 
 def test_a_newly_promoted_bundle_is_picked_up_without_a_restart(

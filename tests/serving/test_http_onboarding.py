@@ -16,6 +16,7 @@ from http_client import READ, refused, serving, until, with_keys
 
 from recmeta.serving import jobs
 from recmeta.serving.jobs import Jobs
+from recmeta.settings import load_settings
 
 ROWS = b"user_id,item_id,event_timestamp\nuser-0001,item-0001,2026-06-01T00:00:00Z\n"
 
@@ -23,6 +24,14 @@ ROWS = b"user_id,item_id,event_timestamp\nuser-0001,item-0001,2026-06-01T00:00:0
 @pytest.fixture
 def client(living: Living) -> Iterator[httpx.Client]:
     with serving(with_keys(living.settings)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server that no test changes."""
+    shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
+    with serving(with_keys(load_settings(workspace))) as made:
         yield made
 
 
@@ -104,8 +113,8 @@ def test_a_job_whose_worker_was_killed_has_failed(client: httpx.Client, living: 
 
 
 @pytest.mark.parametrize("job", ["0" * 16, "../../keys", "..%2f..%2fkeys", "x" * 5000, "%00", "\u00e9"])
-def test_a_job_that_was_not_is_404(job: str, client: httpx.Client) -> None:
-    refused(client.get(f"/v1/jobs/{job}"), 404, "NotFoundError")
+def test_a_job_that_was_not_is_404(job: str, steady: httpx.Client) -> None:
+    refused(steady.get(f"/v1/jobs/{job}"), 404, "NotFoundError")
 
 
 @pytest.mark.parametrize(
@@ -121,15 +130,15 @@ def test_a_job_that_was_not_is_404(job: str, client: httpx.Client) -> None:
     ],
 )
 def test_what_cannot_be_asked_for_is_400_before_anything_runs(
-    query: dict[str, str], kind: str, client: httpx.Client
+    query: dict[str, str], kind: str, steady: httpx.Client
 ) -> None:
-    refused(upload(client, **query), 400, kind)
+    refused(upload(steady, **query), 400, kind)
 
 
-def test_an_upload_of_another_type_is_refused(client: httpx.Client, living: Living) -> None:
+def test_an_upload_of_another_type_is_refused(steady: httpx.Client, living: Living) -> None:
     for kind in ("application/json", "text/html", "nonsense", ""):
-        refused(upload(client, kind=kind), 415, "MediaTypeError")
-    refused(client.post("/v1/onboard", headers={"authorization": f"Bearer {READ}"}), 403, "KeyTooWeakError")
+        refused(upload(steady, kind=kind), 415, "MediaTypeError")
+    refused(steady.post("/v1/onboard", headers={"authorization": f"Bearer {READ}"}), 403, "KeyTooWeakError")
 
 
 def test_only_the_last_jobs_are_remembered_and_forgotten_uploads_go(

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import schemathesis
 from http_client import ADMIN, serving, with_keys
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -61,6 +62,16 @@ def schema(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
         yield schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
 
 
+def sends_what_fits(case: schemathesis.Case) -> bool:
+    """Whether nothing that is wrong with a query is on the wire: its mutation was an empty value, say."""
+    declared = {found["name"]: found for found in case.operation.definition.raw["parameters"]}
+    sent = {name: value for name, value in (case.query or {}).items() if value not in (None, [], {})}
+    missing = {name for name, found in declared.items() if found["required"]} - set(sent)
+    if missing or set(sent) - set(declared):
+        return False
+    return all(jsonschema_rs.is_valid(declared[name]["schema"], value) for name, value in sent.items())
+
+
 def check(schema: BaseSchema, operation: Operation, mode: GenerationMode, cases: int) -> None:
     """Send cases of one operation, and hold each answer to the document."""
     known = st.sampled_from(["feed", "reading", "commenting", None])
@@ -79,6 +90,8 @@ def check(schema: BaseSchema, operation: Operation, mode: GenerationMode, cases:
             for part in (case.body, case.query, *events):
                 if isinstance(part, dict) and "context" in part:
                     part["context"] = context
+        # The header that is missing in some cases is put back below.
+        assume(mode is GenerationMode.POSITIVE or operation.query is None or not sends_what_fits(case))
         case.call_and_validate(headers={"Authorization": f"Bearer {ADMIN}"}, timeout=60)
 
     holds()
