@@ -22,6 +22,7 @@ import torch
 from onnx import GraphProto, ModelProto, numpy_helper
 
 from recmeta.artifacts import replacing
+from recmeta.bundle.once_per_user import compute_users_once
 from recmeta.errors import InputError, IntegrityError
 from recmeta.models.adapters import check_adapter
 from recmeta.models.shared import SharedModel
@@ -29,6 +30,8 @@ from recmeta.models.shared import SharedModel
 GRAPH_NAME = "graph.onnx"
 COLUMNS = ("dense", "user", "item", "categories", "history", "context")
 """The graph's inputs, beside the adapter's tensors; types and shapes as in ``Rows``."""
+OF_USERS = ("user", "history")
+"""Of them, those that may have one row, which is then of all."""
 OUTPUT = "logit"
 ROWS_AXIS = "rows"
 LEAST_ROWS = 2
@@ -42,8 +45,8 @@ _EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
 def export_network(model: SharedModel, folder: Path) -> Path:
     """Write ``model`` as ``folder/graph.onnx``, and return that path.
 
-    Inputs are `COLUMNS`, with any number of rows from `LEAST_ROWS` on, and the tensors of
-    `SharedModel.adapter_shapes`, which may be left out; the output ``logit`` is float32 [rows].
+    Inputs are `COLUMNS`, with any number of rows from `LEAST_ROWS` on (`OF_USERS` also with one), and the
+    tensors of `SharedModel.adapter_shapes`, which may be left out; the output ``logit`` is float32 [rows].
 
     Raises:
         InputError: a weight is NaN or infinite, or the tables are too large for one ONNX file (2 GiB).
@@ -57,6 +60,7 @@ def export_network(model: SharedModel, folder: Path) -> Path:
         raise InputError(f"cannot export {size:,} bytes of weights: an ONNX file holds {_LARGEST_GRAPH:,}")
     adapter = model.zero_adapter()
     graph = _normalised(_traced(model, adapter), set(adapter))
+    compute_users_once(graph.graph, OF_USERS, [name for name in COLUMNS if name not in OF_USERS])
     for name, tensor in adapter.items():
         graph.graph.initializer.append(numpy_helper.from_array(tensor.numpy(), name))
     onnx.checker.check_model(graph)

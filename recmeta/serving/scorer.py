@@ -424,6 +424,8 @@ class _Network:
                 f"{folder}/graph.onnx: expected inputs {sorted(wanted)} with {width} dense features, "
                 f"found {shapes}"
             )
+        # A graph that was exported before needs a row of the user for every row.
+        self._user_once = shapes["user"][0] == shapes["history"][0] != shapes["item"][0]
         self._categories_per_item = int(shapes["categories"][1])
         self._history_length = int(shapes["history"][1])
 
@@ -445,19 +447,23 @@ class _Network:
     ) -> Inputs:
         """Return the graph's inputs for n rows; a single user or history is of all rows.
 
+        A single user's have one row where the graph takes that; `_part` knows.
         ``whose`` tells which user and history is of each row, where they are others than n or one.
         """
         n = len(item)
         user = self.users.encode(users)
         history = self._items.encode_lists(histories, self._history_length)
-        if whose is not None:
+        if whose is not None and len(users) > 1:
             user, history = user[whose], history[whose]
+        if not self._user_once or len(user) != len(history):
+            user = user if len(user) == n else np.repeat(user, n)
+            history = history if len(history) == n else np.repeat(history, n, axis=0)
         return {
             "dense": dense,
-            "user": user if len(user) == n else np.repeat(user, n),
+            "user": user,
             "item": item,
             "categories": categories,
-            "history": history if len(history) == n else np.repeat(history, n, axis=0),
+            "history": history,
             "context": np.full(n, self._unit.context_index(context), dtype=np.int64),
         }
 
@@ -469,7 +475,7 @@ class _Network:
             options.add_active_adapter(adapter)
         found = np.empty(n)
         for start in range(0, n, LARGEST_BATCH):
-            part = {name: values[start : start + LARGEST_BATCH] for name, values in inputs.items()}
+            part = _part(inputs, start, start + LARGEST_BATCH)
             rows = len(part["dense"])
             if rows < SMALLEST_BATCH:
                 part = {name: np.repeat(values, SMALLEST_BATCH, axis=0) for name, values in part.items()}
@@ -529,7 +535,7 @@ class _Experts:
         # Rows are taken in pieces, so that all of a piece's blocks together are one run of the network.
         piece = max(1, LARGEST_BATCH // self._bank.width)
         for start in range(0, asked.rows, piece):
-            part = {name: values[start : start + piece] for name, values in inputs.items()}
+            part = _part(inputs, start, start + piece)
             found[start : start + piece] = self._run_piece(context, part)
         return found
 
@@ -541,7 +547,7 @@ class _Experts:
             blocks = [self._space.as_context(dense, source) for source in bank.sources]
             blocks.append(self._space.as_newcomer(dense, context))
         repeated = {
-            name: np.tile(values, (bank.width, *[1] * (values.ndim - 1)))
+            name: np.tile(values, (bank.width if len(values) == len(dense) else 1, *[1] * (values.ndim - 1)))
             for name, values in rows.items()
             if name not in ("dense", "context")
         }
@@ -575,6 +581,12 @@ class _Sessions:
             session = _open_session(self._bundle.file(path))
         self._opened[checksum] = session
         return session
+
+
+def _part(inputs: Inputs, start: int, end: int) -> Inputs:
+    """Some rows of a network's inputs; what has one row is of all rows."""
+    rows = len(inputs["dense"])
+    return {name: values[start:end] if len(values) == rows else values for name, values in inputs.items()}
 
 
 def _open_session(path: Path) -> Any:

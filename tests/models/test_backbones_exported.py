@@ -64,3 +64,18 @@ def test_onnx_runtime_scores_as_torch_does(name: str, exported: Exported, tmp_pa
 def test_the_same_weights_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     model, graph = exported("ple")
     assert export_network(model, tmp_path).read_bytes() == graph.read_bytes()
+
+
+@pytest.mark.parametrize("name", [*BACKBONES])
+def test_a_user_and_a_history_may_have_one_row_for_all(name: str, exported: Exported, tmp_path: Path) -> None:
+    model, graph = exported(name)
+    write_adapter(model, random_adapter(model), tmp_path / "own.onnx_adapter")
+    whole = make_columns(17, seed=3)
+    short = dict(whole)
+    for column in ("user", "history"):
+        short[column] = whole[column][4:5]
+        whole[column] = short[column].expand(17, *short[column].shape[1:]).contiguous()
+    for adapter in (None, tmp_path / "own.onnx_adapter"):
+        wanted = scores(graph, whole, adapter)
+        np.testing.assert_allclose(scores(graph, short, adapter), wanted, atol=1e-5, rtol=1e-5)
+        assert np.ptp(wanted) > 1e-2
