@@ -10,7 +10,7 @@ const SHOWN = 10; // items of each list
 const AT_ONCE = 6; // surfaces shown before anybody chose: requests grow with them
 const LIVE = 300_000; // milliseconds: an answer as of an instant further from the clock is of a log that ended
 
-const VERBS = { reading: "Reads it", commenting: "Comments on it", liking: "Likes it", saving: "Saves it", bookmarking: "Bookmarks it", feed: "Clicks it" };
+const VERBS = { reading: "Reads it", commenting: "Comments", liking: "Likes it", saving: "Saves it", bookmarking: "Bookmarks", feed: "Clicks it" };
 
 let user = "";
 let chosen = null; // names of surfaces, a set
