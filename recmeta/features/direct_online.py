@@ -237,9 +237,17 @@ class RedisRows:
     def _redis(self) -> Any:
         if self._client is None:
             import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
 
+            # Redis' own client waits a second and asks again where nothing came in time, three times over;
+            # a request has no such time. A connection that was closed meanwhile is opened again at once.
+            again = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
             self._client = redis.Redis(
-                **self._address, socket_timeout=self._timeout, socket_connect_timeout=self._timeout
+                **self._address,
+                socket_timeout=self._timeout,
+                socket_connect_timeout=self._timeout,
+                retry=again,
             )
             self._script = self._client.register_script(_READ)
         return self._client

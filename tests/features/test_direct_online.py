@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from feature_logs import FIRST_DAY, Workspace, random_log
 
 from recmeta.errors import InputError
@@ -155,6 +157,28 @@ def test_a_server_needs_neither_feast_nor_torch_to_read_and_write() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reader = RedisRows(f"127.0.0.1:{silent.getsockname()[1]},db=0", 13, timeout=0.05)
+        with pytest.raises(redis.TimeoutError):
+            reader.request("u", ("reading",), (), ())
+        silent.settimeout(0.2)
+        silent.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            silent.accept()
+        reader.close()
+
+
+def test_a_connection_that_redis_closed_is_opened_again_within_the_request(redis_address: str) -> None:
+    reader = RedisRows(redis_address, 13, timeout=5.0)
+    host, _, port = redis_address.partition(",")[0].partition(":")
+    assert not reader.request("u", ("reading",), (), ()).knows_user.any()
+    with closing(redis.Redis(host=host, port=int(port))) as other:
+        other.client_kill_filter(_type="normal", skipme=True)
+    assert not reader.request("u", ("reading",), (), ()).knows_user.any()
+    reader.close()
 
 
 def test_an_address_that_is_none_is_refused() -> None:
