@@ -41,6 +41,8 @@ from recmeta.serving.metrics import Metrics
 from recmeta.serving.openapi import OPERATIONS, Operation, document
 from recmeta.serving.recommender import Recommender
 from recmeta.serving.request_log import Line, RequestLog
+from recmeta.serving.served_log import ServedLog
+from recmeta.serving.shadow import Shadow
 from recmeta.serving.traces import open_traces
 from recmeta.serving.watch import LINE, Watch, watch_stages
 from recmeta.settings import Settings, load_settings
@@ -104,7 +106,11 @@ class Api:
         self._store = BundleStore(settings.bundles_folder)
         self._traces = open_traces(settings.serving.traces)
         self._ids = EventIds(settings.serving_folder / "event_ids.sqlite", settings.serving.keep_event_ids)
-        self.champion = Champion(settings, swapped=metrics.bundle_swapped, refused=self._refused)
+        self.served = ServedLog(settings.served_folder) if settings.serving.exploration else None
+        self.champion = Champion(
+            settings, swapped=metrics.bundle_swapped, refused=self._refused, served=self.served
+        )
+        self.shadow = Shadow(settings)
         self._watched: Recommender | None = None
         self.jobs = Jobs(settings.workspace, settings.serving_folder, metrics.job_ended)
         rate = settings.serving.requests_per_second
@@ -133,6 +139,13 @@ class Api:
         await self.jobs.stop()
         self._ids.close()
         self.log.close()
+        await asyncio.to_thread(self._stop_threads)
+
+    def _stop_threads(self) -> None:
+        self.champion.stop()
+        self.shadow.stop()
+        if self.served is not None:
+            self.served.stop()
 
     # Ranking --------------------------------------------------------------------------------------
 
@@ -169,6 +182,7 @@ class Api:
             line = _line(request)
             line.context, line.bundle, line.degraded = answer.context, answer.bundle, answer.degraded
             line.user = self.log.user(answer.user_id)
+        self.shadow.offer(answer)
         return _json(answer)
 
     async def explain(self, request: Request) -> Response:
@@ -339,12 +353,12 @@ def create_app(settings: Settings, *, freeze: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         api.champion.start()
+        api.shadow.start()
         if freeze:
             gc.collect()
             gc.freeze()
         yield
         await api.close()
-        await asyncio.to_thread(api.champion.stop)
 
     # /openapi.json is made of the messages' types; FastAPI's pages load scripts from elsewhere.
     app = FastAPI(title="recmeta", openapi_url=None, lifespan=lifespan)

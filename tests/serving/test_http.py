@@ -17,6 +17,7 @@ from http_client import refused, serving, until, with_keys
 
 from recmeta.bundle.listing import bundles_as_json
 from recmeta.bundle.store import BundleStore
+from recmeta.serving.served_log import scan_served
 from recmeta.settings import load_settings
 
 
@@ -264,3 +265,19 @@ def test_a_damaged_champion_at_the_start_is_a_typed_503_that_names_the_file(livi
     (living.settings.bundles_folder / living.version / "catalogue.parquet").write_bytes(b"damaged")
     with serving(with_keys(living.settings)) as client:
         assert "catalogue.parquet" in refused(client.get("/health/ready"), 503, "NoChampionError")
+
+
+def test_explored_lists_are_logged_and_a_challenger_is_compared(living: Living, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    challenger = publish(living.settings, living.contexts, living.until, seed=2, files=tmp_path / "files")
+    BundleStore(living.settings.bundles_folder).rollback(living.version)
+    explored = {"feed": {"budget": 1.0}}
+    asked = {"context": "feed", "user_id": living.reader(), "n": 5}
+    with serving(
+        with_keys(living.settings, exploration=explored, shadow=challenger, shadow_share=1)
+    ) as client:
+        answer = client.post("/v1/recommend", json=asked).json()
+        assert all(0 < item["propensity"] <= 1 for item in answer["items"])
+    logged = scan_served(living.settings.served_folder).filter(user_id=asked["user_id"]).collect()
+    assert logged["item_id"].to_list() == [item["item_id"] for item in answer["items"]]
+    assert list((living.settings.shadow_folder / challenger).glob("*.json"))
