@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -206,12 +207,12 @@ class Contexts(_Declaration):
                 raise ValueError(f"context {context.name!r}: {sorted(both)} are both positive and negative")
         return self
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """All names, in alphabetical order."""
         return tuple(self.contexts)
 
-    @property
+    @cached_property
     def named(self) -> tuple[str, ...]:
         """Contexts that have columns of their own, in alphabetical order."""
         return tuple(name for name, context in self.contexts.items() if context.columns == "own")
