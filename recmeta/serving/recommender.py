@@ -50,8 +50,8 @@ SECOND = 1_000_000
 MOST_CONTEXTS_SEEN = 32
 """With more, an item counts as seen by what the context reads alone."""
 
-WARM_CONTEXTS = 16
-"""Answered for once before a bundle serves."""
+WARM_CONTEXTS, WARM_ITEMS = 16, 200
+"""Ranked once before a bundle serves."""
 
 STORE_SILENT = "the online store does not answer: ranked by what is known of the items"
 
@@ -241,7 +241,7 @@ class Recommender:
         """
         check_probes(self._scorer, self._bundle, self._settings.gate.parity)
         for context in [*self.serves][:WARM_CONTEXTS]:
-            self.recommend(context, "\u2026", 1)
+            self.rank(context, "\u2026", self._catalogue.ids[:WARM_ITEMS], reasons=True)
 
     # Answers ------------------------------------------------------------------------------------------
 
