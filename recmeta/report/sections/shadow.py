@@ -33,8 +33,8 @@ def section(compared: Sequence[dict[str, Any]]) -> Section:
         [
             table("The champion's answers, scored again", columns, rows, numeric=columns[3:]),
             note(
-                "Same first: the share of answers with the same item on top. Same ten: the share of the first ten "
-                "items in common. Score apart: the mean absolute difference of an item's two scores."
+                "Same first: the share of answers with the same item on top. Same ten: the share of the "
+                "first ten items in common. Score apart: the mean absolute difference of an item's scores."
             ),
         ],
     )
