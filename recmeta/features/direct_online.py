@@ -248,6 +248,7 @@ class RedisRows:
                 socket_timeout=self._timeout,
                 socket_connect_timeout=self._timeout,
                 retry=again,
+                single_connection_client=True,  # a pool looks at its connection before each use
             )
             self._script = self._client.register_script(_READ)
         return self._client
