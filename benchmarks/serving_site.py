@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,16 @@ def _settings(workspace: Path, redis: str | None, **serving: Any) -> Settings:
 
 
 def build_site(folder: Path, redis: str, *, users: int, items: int, days: int) -> Site:
-    """Simulate a log, make its features, and materialize them into both stores."""
+    """Simulate a log that ends today, make its features, and materialize them into both stores.
+
+    With an older log all answers would be as of one instant, and what is made of items for it would be
+    made once.
+    """
     from recmeta.features.build import build_features
     from recmeta.features.feast_store import FeatureStore
 
     settings = _settings(folder / "sqlite", None)
-    ingest(settings, "simulator", users=users, items=items, days=days)
+    ingest(settings, "simulator", users=users, items=items, days=days, end=datetime.now(UTC).date())
     contexts, span = load_contexts(settings.contexts_file), event_span(settings)
     assert span is not None
     build_features(settings, contexts, span.end)
@@ -394,8 +398,8 @@ def wrk(
         lines.write_text("".join(json.dumps(body, separators=(",", ":")) + "\n" for body in bodies))
         done = subprocess.run(
             [
-                needed("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s",
-                str(script), f"http://127.0.0.1:{server.port}{path}",
+                needed("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s",
+                "--timeout", "20s", "-s", str(script), f"http://127.0.0.1:{server.port}{path}",
             ],
             env={**os.environ, "BODIES": str(lines), "KEY": KEY},
             capture_output=True,
@@ -437,6 +441,8 @@ async def open_loop(
         body = number % len(raw)
         status, content = 0, b""
         try:
+            while idle and idle[-1][0].at_eof():  # the server closes what was idle for some seconds
+                idle.pop()[1].close()
             reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(raw[body])
             head = await reader.readuntil(b"\r\n\r\n")
