@@ -271,9 +271,9 @@ def test_interactions_after_the_logs_end_are_said(read: Read, shares: pl.DataFra
         ("s.jsonl", b""),
         ("s.parquet", b"PAR1"),
         ("s.jsonl.gz", b"no gzip"),
-        ("s.jsonl.gz", gzip.compress(b'{"user_id": "u"')),
-        ("s.jsonl.gz", gzip.compress(b'{"user_id": "u"}')[:12] + b"\xff" * 20),
-        ("s.csv.gz", gzip.compress(b"user_id,item_id,event_timestamp\n")[:-4]),
+        ("s.jsonl.gz", gzip.compress(b'{"user_id": "u"', mtime=0)),
+        ("s.jsonl.gz", gzip.compress(b'{"user_id": "u"}', mtime=0)[:12] + b"\xff" * 20),
+        ("s.csv.gz", gzip.compress(b"user_id,item_id,event_timestamp\n", mtime=0)[:-4]),
     ],
 )
 def test_a_file_without_interactions_is_refused(read: Read, file: str, content: bytes) -> None:
