@@ -190,13 +190,13 @@ def as_matrix(
     stored: Sequence[Sequence[bytes | None]], views: int, width: int
 ) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     """Packed rows of n keys in some views as [views, n, width], and where there is one."""
-    values = np.zeros((views, len(stored), width), dtype=np.float32)
-    there = np.zeros((views, len(stored)), dtype=np.bool_)
-    for view in range(views):
-        found = as_rows({place: row[view] for place, row in enumerate(stored)}, width)
-        there[view, found.places] = True
-        values[view, found.places] = found.values
-    return values, there
+    flat = [row[view] for view in range(views) for row in stored]
+    usable = [layout.fits(row, width) for row in flat]
+    there = np.array(usable, dtype=np.bool_)
+    values = np.zeros((len(flat), width), dtype=np.float32)
+    rows = [row for row, fits in zip(flat, usable, strict=True) if fits and row is not None]
+    values[there] = layout.numbers(rows, width)
+    return values.reshape(views, len(stored), width), there.reshape(views, len(stored))
 
 
 def as_rows(stored: Mapping[int, bytes | None], width: int) -> ItemRows:
