@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class _State:
 
 
 class ItemMemory:
-    """Counters of n items in all contexts. One thread asks; another may `load` meanwhile."""
+    """Counters of n items in all contexts. One thread asks and updates; another may `load` meanwhile."""
 
     def __init__(self, space: FeatureSpace, items: Sequence[str], width: int, most_bytes: int) -> None:
         """Know nothing yet: `load` first.
@@ -52,15 +53,32 @@ class ItemMemory:
         self._space, self._items, self._width = space, items, width
         self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.places[ITEM]) + 2)))
         self._state = _State({})
+        self._meanwhile: list[Int64s] | None = None
+        """What was updated while all is read; None while it is not."""
+        self._changing = Lock()
 
     def load(self, reader: Reader) -> None:
         """Read the rows of all items in all contexts of the space."""
-        self._state = _State(reader.items(self._space.contexts.names, self._items))
+        missed: list[Int64s] = []
+        self._meanwhile = missed
+        try:
+            self._state = _State(reader.items(self._space.contexts.names, self._items))
+        finally:
+            self._meanwhile = None
+        if missed:
+            self.update(reader, np.concatenate(missed))
 
     def update(self, reader: Reader, places: Int64s) -> None:
         """Read some items again: they were just touched."""
-        state, touched = self._state, np.unique(places)
+        meanwhile = self._meanwhile
+        if meanwhile is not None:
+            meanwhile.append(places)
+        touched = np.unique(places)
         fresh = reader.items(self._space.contexts.names, [self._items[place] for place in touched.tolist()])
+        with self._changing:
+            self._put(self._state, touched, fresh)
+
+    def _put(self, state: _State, touched: Int64s, fresh: dict[str, ItemRows]) -> None:
         for name, rows in fresh.items():
             if not len(rows.places):
                 continue

@@ -102,6 +102,8 @@ class Recommender:
     _heads: list[bytes]
     _items: ItemMemory
     _newest: int
+    _written: datetime | None
+    """No row of the online store was newer when items were last read; None: not known."""
     _scorer: Scorer
     _exploration: Exploration
     _catalogue_checksum: str
@@ -172,9 +174,10 @@ class Recommender:
             and like._space.digest == self._space.digest
             and (like.contexts.names == self.contexts.names)
         ):
-            self._items, self._newest = like._items, like._newest
+            self._items, self._newest, self._written = like._items, like._newest, like._written
             return
         most = self._settings.serving.item_columns_megabytes * 1_000_000
+        self._newest, self._written = 0, None
         self._items = ItemMemory(self._space, self._catalogue.ids, self._width, most)
         self.refresh()
 
@@ -195,16 +198,24 @@ class Recommender:
 
     # Keeping up ---------------------------------------------------------------------------------------
 
-    def refresh(self) -> bool:
-        """Read all items again, through a connection of its own; whether that went well."""
-        with self._writing:
-            guarded = GuardedReader(self._open_reader(None), 0.0)
-            try:
-                done = guarded.read(self._items.load) is None and guarded.fault is None
-            finally:
-                guarded.close()
-            self._newest = self._items.newest()
-            return done
+    def refresh(self) -> None:
+        """Read all items again, through a connection of its own, where anything was written since."""
+        guarded = GuardedReader(self._open_reader(None), 0.0)
+        rows = open_rows(self._settings, self._width)
+        try:
+            written = None
+            if rows is not None:
+                online = OnlineStore(rows, self._width)
+                written = guarded.read(lambda _: online.newest())
+                online.close()
+            if written is not None and written == self._written:
+                return
+            guarded.read(self._items.load)
+            if guarded.fault is None:
+                self._written = written
+        finally:
+            guarded.close()
+        self._newest = max(self._newest, self._items.newest())
 
     def record(self, interactions: pl.DataFrame) -> None:
         """Take live interactions (columns of ``Interaction``) into the online features at once.

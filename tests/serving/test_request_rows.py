@@ -187,3 +187,38 @@ def test_a_new_bundle_over_the_same_items_takes_what_was_in_memory(living: Livin
     shutil.rmtree(living.settings.bundles_folder / living.version / "adapters")
     with pytest.raises(Exception, match="missing"):
         Recommender(living.settings, after)
+
+
+def test_what_is_touched_while_all_items_are_read_is_not_forgotten(living: Living, now: datetime) -> None:
+    recommender = Recommender(living.settings)
+    item = recommender._catalogue.ids[0]
+    reader = recommender._open_reader(None)
+    whole = reader.items
+
+    def touched_meanwhile(contexts: Any, items: Any) -> Any:
+        rows = whole(contexts, items)
+        if len(items) > 1:  # all of them were read before somebody acts, and are put in place after it
+            recommender.record(acted(living, "stranger", item, "reading", now - timedelta(minutes=5)))
+        return rows
+
+    reader.items = touched_meanwhile  # type: ignore[method-assign]
+    before = recommender.rank("reading", "nobody", [item], now).items[0].score
+    recommender._items.load(reader)
+    after = recommender.rank("reading", "nobody", [item], now).items[0].score
+    assert after != before
+    assert Recommender(living.settings).rank("reading", "nobody", [item], now).items[0].score == after
+
+
+def test_items_are_read_again_where_another_process_wrote_and_only_there(
+    living: Living, now: datetime
+) -> None:
+    mine, other = Recommender(living.settings), Recommender(living.settings)
+    item, state = mine._catalogue.ids[0], mine._items._state
+    before = mine.rank("reading", "nobody", [item], now).items[0].score
+    mine.refresh()
+    assert mine._items._state is state
+    other.record(acted(living, "stranger", item, "reading", now - timedelta(minutes=5)))
+    assert mine.rank("reading", "nobody", [item], now).items[0].score == before
+    mine.refresh()
+    assert mine.rank("reading", "nobody", [item], now) == other.rank("reading", "nobody", [item], now)
+    assert mine.rank("reading", "nobody", [item], now).items[0].score != before
