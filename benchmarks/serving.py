@@ -33,6 +33,7 @@ from serving_site import (
     Site,
     answering_nothing,
     build_site,
+    memory_mb,
     needed,
     open_loop,
     promote,
@@ -222,7 +223,8 @@ def swaps(run: Run) -> list[str]:
     recommenders = {}
     for version in versions:
         promote(settings, version)
-        recommenders[version] = Recommender(settings)
+        # Who checks waits for the store, however long it takes.
+        recommenders[version] = Recommender(run.site.settings("redis", store_timeout=10.0))
     every, count = 0.6, 20 if run.quick else 100
     with serving(settings, refresh_seconds=0.1) as server:
 
@@ -358,27 +360,22 @@ def batch(run: Run) -> list[str]:
 def scored(workspace: Path, source: Path, target: Path, stores: Any) -> tuple[float, float]:
     """Seconds and peak memory in MB of one `recmeta score`."""
     environment = {"RECMETA_STORES__ONLINE": stores.online, "RECMETA_STORES__REDIS": stores.redis}
-    began = time.monotonic()
+    began, peak = time.monotonic(), 0.0
     process = subprocess.Popen(
         [
-            sys.executable,
-            "-m",
-            "recmeta.cli",
-            "score",
-            str(source),
-            str(target),
-            "-w",
-            str(workspace),
-            "--json",
+            *(sys.executable, "-m", "recmeta.cli", "score", str(source), str(target)),
+            *("-w", str(workspace), "--json"),
         ],
         env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"recmeta score ended with status {status}")
-    return time.monotonic() - began, usage.ru_maxrss * 1024 / 1e6
+    while process.poll() is None:  # not the usage that wait tells: it counts this process before the exec
+        peak = max(peak, memory_mb(process.pid, "VmHWM"))
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"recmeta score ended with status {process.returncode}")
+    return time.monotonic() - began, peak
 
 
 def steady(run: Run) -> list[str]:

@@ -293,9 +293,16 @@ class Server:
 
     def memory_mb(self) -> float:
         """Resident, 10^6 bytes."""
-        with Path(f"/proc/{self.process.pid}/status").open() as lines:
-            kib = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-        return kib * 1024 / 1e6
+        return memory_mb(self.process.pid, "VmRSS")
+
+
+def memory_mb(pid: int, what: str) -> float:
+    """A line of a process's status (VmRSS, or VmHWM, the peak), in 10^6 bytes; 0 where it has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except ProcessLookupError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(what)), 0.0)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """What a network makes of a user alone is made once, however many items the user is asked about.
 
-A traced graph repeats the work on a user's history for every row: half of all its time at 200 candidates
-(benchmarks/serving.md). Here the inputs that are of users may have a single row, which is of all; between
-what is made of them and what is made of rows stands one Gather. This module knows a graph's nodes; it must
-never know a model or a weight.
+A traced graph repeats the work on a user's history for every row: 1.6 ms of CPU for 200 candidates, and 0.8
+without, with 129 features and a history of 20. Here the inputs that are of users may have a single row,
+which is of all; between what is made of them and what is made of rows stands one Gather. This module knows
+a graph's nodes; it must never know a model or a weight.
 """
 
 from __future__ import annotations
