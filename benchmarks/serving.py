@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -242,11 +243,16 @@ def swaps(run: Run) -> list[str]:
             str(count),
             str(every),
         ]
-        promoter = subprocess.Popen(command)
+        promoter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert promoter.stdin is not None and promoter.stdout is not None
+        promoter.stdout.readline()  # its imports are not what is measured
+        promoter.stdin.write(b"\n")
+        promoter.stdin.close()
         swapped = load(count * every)
         promoter.wait()
     answers = [json.loads(asked.content) if asked.status == 200 else None for asked in swapped]
     errors = sum(answer is None for answer in answers)
+    statuses = ", ".join(f"{code}: {n:,}" for code, n in sorted(Counter(a.status for a in swapped).items()))
     mixed = sum(
         not answers_of(recommenders[answer["bundle"]], bodies[asked.body], answer)
         for asked, answer in zip(swapped, answers, strict=True)
@@ -261,7 +267,7 @@ def swaps(run: Run) -> list[str]:
     ]
     return [
         f"{SWAP_RATE:.0f} requests/s, whether or not answered; {count} promotions, one each {every} s; the "
-        f"answers show {seen} changes of bundle.",
+        f"answers show {seen} changes of bundle. Answers by status (0: none came): {statuses}.",
         "",
         *table(("", "requests", "p50 ms", "p99 ms", "largest ms"), rows),
         "",
@@ -471,10 +477,12 @@ def goals(*of: tuple[str, float, float, str, bool]) -> list[str]:
 
 
 def promoter(workspace: str, versions: Sequence[str], count: int, every: float) -> None:
-    """Promote two versions in turn, at an even pace."""
+    """Promote two versions in turn, at an even pace, from when standard input says so."""
     from recmeta.settings import load_settings
 
     store = BundleStore(load_settings(Path(workspace)).bundles_folder)
+    print("ready", flush=True)
+    sys.stdin.readline()
     began = time.monotonic()
     for number in range(count):
         time.sleep(max(0.0, began + number * every - time.monotonic()))

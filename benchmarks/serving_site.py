@@ -448,11 +448,19 @@ async def open_loop(
         body = number % len(raw)
         status, content = 0, b""
         try:
-            while idle and idle[-1][0].at_eof():  # the server closes what was idle for some seconds
-                idle.pop()[1].close()
-            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(raw[body])
-            head = await reader.readuntil(b"\r\n\r\n")
+            while True:  # the server closes what was idle for some seconds, as we take it up perhaps
+                reused = bool(idle)
+                reader, writer = (
+                    idle.pop() if reused else await asyncio.open_connection("127.0.0.1", server.port)
+                )
+                try:
+                    writer.write(raw[body])
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    break
+                except (OSError, EOFError):
+                    writer.close()
+                    if not reused:
+                        raise
             lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
             content = await reader.readexactly(int(lines[b"content-length"]))
             status = int(head.split(b" ", 2)[1])
