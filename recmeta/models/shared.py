@@ -294,7 +294,11 @@ class SharedModel(nn.Module):
     def _encoded(self, dense: Tensor) -> Tensor:
         """Standardised features and their pieces: [..., F] -> [..., F * (1 + bins)]."""
         standard = (dense - self.dense_mean).mul_(self.dense_scale).clamp_(-CLIP, CLIP)
-        pieces = (dense.unsqueeze(-1) - self.bin_start).mul_(self.bin_scale).clamp_(0.0, 1.0)
+        if torch.compiler.is_exporting():  # the same, in the order in which ONNX Runtime is quick: -0.2 ms
+            start, scale = self.bin_start.T.unsqueeze(1), self.bin_scale.T.unsqueeze(1)
+            pieces = ((dense.unsqueeze(0) - start) * scale).clamp(0.0, 1.0).permute(1, 2, 0)
+        else:
+            pieces = (dense.unsqueeze(-1) - self.bin_start).mul_(self.bin_scale).clamp_(0.0, 1.0)
         return torch.cat([standard, pieces.flatten(-2)], dim=-1)
 
     def _lookup(self, index: Tensor, table: Tensor) -> Tensor:
