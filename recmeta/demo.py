@@ -10,12 +10,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 from rich.console import Console
@@ -278,7 +279,7 @@ def _visit(recommender: Recommender, user: str, began: datetime) -> Visit:
     articles = tuple(item.item_id for item in feed.items if topic in item.categories)[:READ]
     for number, article in enumerate(articles, start=1):
         recommender.record(_one_reading(user, article, began + number * PAUSE))
-    before = replace(feed, items=feed.items[:SHOWN])
+    before = msgspec.structs.replace(feed, items=feed.items[:SHOWN])
     after = recommender.recommend(FEED, user, SHOWN, began + (READ + 1) * PAUSE)
     return Visit(user, topic, articles, began, before, after)
 

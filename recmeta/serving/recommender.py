@@ -458,9 +458,10 @@ class Recommender:
         sources = self.contexts.feature_sources(context)
         read = self._read_for_seen(sources) if seen else sources
         unknown = np.flatnonzero(places < 0)
-        heads = [self._heads[place] for place in places.tolist()]
-        for row in unknown.tolist():
-            heads[row] = pair_head(ids[row])
+        heads = [
+            self._heads[place] if place >= 0 else pair_head(item)
+            for item, place in zip(ids, places.tolist(), strict=True)
+        ]
         found = self._guarded.request(user_id, read, ids, heads)
         degraded = found is None
         rows = found or _nobody(len(read), self._width)

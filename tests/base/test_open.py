@@ -122,7 +122,7 @@ def test_a_unit_that_speaks_of_ids_is_refused(base: Path) -> None:
 def test_a_table_of_users_within_the_graph_is_refused(base: Path) -> None:
     told, path = open_base(base).base, graph_of(base)
     graph = onnx.load(path)
-    (lookup,) = [node for node in graph.graph.node if "user" in node.input]
+    (lookup,) = [node for node in graph.graph.node if node.op_type == "Gather" and "user" in node.input]
     (table,) = [one for one in graph.graph.initializer if one.name == lookup.input[0]]
     assert table.dims[0] == 1
     table.CopyFrom(numpy_helper.from_array(np.zeros((9, table.dims[1]), dtype=np.float32), table.name))

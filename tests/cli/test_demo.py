@@ -20,9 +20,7 @@ from recmeta.settings import load_settings
 
 
 def answer(*topics: str) -> Answer:
-    items = tuple(
-        RankedItem(rank, f"{topic}-{rank}", (topic,), 0.5, "") for rank, topic in enumerate(topics, 1)
-    )
+    items = tuple(RankedItem(rank, f"{topic}-{rank}", 0.5, (topic,)) for rank, topic in enumerate(topics, 1))
     return Answer("feed", "u", items, "", "v", "trees", datetime(2026, 6, 30, tzinfo=UTC))
 
 

@@ -123,9 +123,9 @@ def answer(**change: Any) -> Answer:
     values: dict[str, Any] = {
         "context": "feed",
         "user_id": "u1",
-        "items": (RankedItem(1, "i1", ("film", "music"), 0.123456, "film: 3 of the user's last 10"),),
+        "items": (RankedItem(1, "i1", 0.123456, ("film", "music"), "film: 3 of the user's last 10"),),
         "reason": "known user",
-        "version": "20260630-0123456789ab",
+        "bundle": "20260630-0123456789ab",
         "serves": "blend",
         "as_of": datetime(2026, 6, 30, 12, 30, tzinfo=UTC),
     }
@@ -133,7 +133,7 @@ def answer(**change: Any) -> Answer:
 
 
 def test_a_recommendation_shows_rank_item_category_score_and_reason() -> None:
-    text = shown(*reports.recommendation_tables(answer(degraded=("the bundle is old",))))
+    text = shown(*reports.recommendation_tables(answer(degraded=True, notes=("the bundle is old",))))
     for part in (
         "rank",
         "i1",
@@ -150,7 +150,7 @@ def test_a_recommendation_shows_rank_item_category_score_and_reason() -> None:
 def test_ids_that_look_like_markup_are_shown_as_they_are() -> None:
     odd = "[red]x[/red] [/] :smile:"
     text = shown(
-        *reports.recommendation_tables(answer(user_id=odd, items=(RankedItem(1, odd, (odd,), 0.5, odd),))),
+        *reports.recommendation_tables(answer(user_id=odd, items=(RankedItem(1, odd, 0.5, (odd,), odd),))),
         width=200,
     )
     assert text.count(odd) == 4

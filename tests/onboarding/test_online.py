@@ -69,7 +69,7 @@ def test_the_recommender_serves_the_surface_at_once(online: Settings, file: Path
     assert "online" in report["seconds"]  # type: ignore[operator]
     recommender = Recommender(online)
     answer = recommender.recommend("sharing", first["user_id"], 5, now=UNTIL)
-    assert (answer.serves, answer.version, len(answer.items)) == ("stack", report["version"], 5)
+    assert (answer.serves, answer.bundle, len(answer.items)) == ("stack", report["version"], 5)
     assert first["item_id"] not in [
         item.item_id for item in recommender.recommend("sharing", first["user_id"], 90, now=UNTIL).items
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -27,15 +28,19 @@ def test_the_first_start_makes_two_keys_that_only_their_owner_can_read(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".keys.lock", "keys.json"]
 
 
-def _load(folder: str) -> tuple[str, str]:
-    keys = load_keys(load_settings(folder))
-    return keys.read, keys.admin
-
-
 def test_servers_that_start_at_once_have_the_same_keys(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        found = pool.map(_load, [str(tmp_path)] * 8, chunksize=1)
-    assert len(set(found)) == 1
+    code = (
+        "import sys\n"
+        "from recmeta.serving.keys import load_keys\n"
+        "from recmeta.settings import load_settings\n"
+        "keys = load_keys(load_settings(sys.argv[1]))\n"
+        "print(keys.read, keys.admin)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    starting = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    found = {process.communicate()[0] for process in starting}
+    assert len(found) == 1
+    assert len(found.pop().split()) == 2
 
 
 def test_the_environment_takes_the_place_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
