@@ -569,10 +569,10 @@ class Recommender:
 
     def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
         """The best first; of equal ones the more popular, and then by id."""
-        popularity = asked.dense[:, self._popularity]
-        order = np.lexsort((-popularity, -logits))
+        order = np.argsort(-logits, kind="stable")
         ranked = logits[order]
-        if (ranked[1:] == ranked[:-1]).any():
+        if (ranked[1:] == ranked[:-1]).any():  # rare, and then dear
+            popularity = asked.dense[:, self._popularity]
             order = np.lexsort((np.array(asked.ids, dtype=np.str_), -popularity, -logits))
         return order
 
