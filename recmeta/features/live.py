@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from recmeta.contexts import Contexts
@@ -43,14 +42,12 @@ class OnlineFeatures:
     knows_user: bool
     """Whether the user did anything in any context."""
 
-    def take(self, rows: npt.NDArray[np.int64]) -> OnlineFeatures:
-        """The same user with some of the items."""
-        blocks = {name: Block(block.values[rows], block.hours[rows]) for name, block in self.blocks.items()}
-        return OnlineFeatures(blocks, self.history, self.knows_user)
-
 
 class LiveFeatures:
-    """The online features of one workspace; several threads may use them."""
+    """The online features of one workspace; several threads may use them.
+
+    `read_online` is the plain way to read: a call a view. A server reads by `Reader`, which a test holds equal.
+    """
 
     def __init__(self, settings: Settings, contexts: Contexts, online: OnlineStore) -> None:
         self._settings = settings

@@ -19,10 +19,8 @@ from recmeta.contexts import Contexts
 from recmeta.errors import ContextError, InputError, IntervalError, NotFoundError
 from recmeta.events.ledger import Interval, Ledger
 from recmeta.events.store import scan_events
-from recmeta.features.assembly import Block
 from recmeta.features.build import build_features
 from recmeta.features.feast_store import FeatureStore
-from recmeta.features.live import OnlineFeatures
 from recmeta.features.schema import HISTORY_VIEW
 from recmeta.features.training_rows import dense_rows, feature_space, features_as_of
 
@@ -221,14 +219,6 @@ def test_no_items_is_an_answer_too(small: tuple[Workspace, FeatureStore]) -> Non
     online = store.read_online("u1", [], UNTIL)
     assert online.blocks["item__reading"].values.shape[0] == 0
     assert online.knows_user
-
-
-def test_taking_some_items_keeps_the_user() -> None:
-    block = Block(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3.0))
-    online = OnlineFeatures({"item__a": block}, ("x",), True).take(np.array([2, 0]))
-    assert online.blocks["item__a"].values.tolist() == [[4, 5], [0, 1]]
-    assert online.blocks["item__a"].hours.tolist() == [2, 0]
-    assert online.history == ("x",)
 
 
 def test_an_instant_without_a_zone_is_refused(small: tuple[Workspace, FeatureStore]) -> None:
