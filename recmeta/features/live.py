@@ -46,7 +46,7 @@ class OnlineFeatures:
 class LiveFeatures:
     """The online features of one workspace; several threads may use them.
 
-    `read_online` is the plain way to read: a call a view. A server reads by `Reader`, which a test holds equal.
+    `read_online` is the plain way, a call a view; a server reads by `Reader`, which a test holds equal to it.
     """
 
     def __init__(self, settings: Settings, contexts: Contexts, online: OnlineStore) -> None:
