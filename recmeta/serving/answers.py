@@ -10,8 +10,8 @@ from recmeta.errors import InputError
 from recmeta.events.schema import LONGEST_ID
 
 
-class RankedItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One item of an answer, best first: rank 1 is the best."""
+class RankedItem(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One item of an answer, best first: rank 1 is the best. It holds texts and numbers, never a cycle."""
 
     rank: int
     item_id: str

@@ -357,6 +357,7 @@ def create_app(settings: Settings, *, freeze: bool = False) -> FastAPI:
         if freeze:
             gc.collect()
             gc.freeze()
+            gc.set_threshold(50_000, 20, 20)  # an answer makes hundreds of objects, and no cycles
         yield
         await api.close()
 
