@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from recmeta.artifacts import replacing
 from recmeta.errors import InputError, NotFoundError, SchemaError
+from recmeta.features.direct_online import EPOCH
 from recmeta.serving.answers import check_id
 from recmeta.serving.pairs import Pairs
-from recmeta.serving.recommender import EPOCH, Recommender
+from recmeta.serving.recommender import Recommender
 from recmeta.settings import Settings
 
 ROWS_AT_ONCE = 65_536

@@ -7,7 +7,6 @@ Zeiler and Fergus 2014); groups hang together, so effects need not add up. It mu
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +21,6 @@ from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 
 if TYPE_CHECKING:
     from recmeta.serving.recommender import Asked
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def explained(
@@ -91,7 +88,7 @@ def explained(
         score=float(sigmoid(np.array([whole]))[0]),
         shared_score=shared,
         parts=tuple(parts),
-        as_of=EPOCH + timedelta(microseconds=asked.instant),
+        as_of=asked.as_of,
         degraded=asked.degraded,
         notes=asked.notes,
     )

@@ -7,7 +7,7 @@ the same instant share them. This module must never know a user.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -20,6 +20,27 @@ from recmeta.features.direct_online import ItemRows, Reader
 from recmeta.features.schema import ITEM, view_name
 
 Int64s = npt.NDArray[np.int64]
+
+
+def columns_of(
+    space: FeatureSpace, context: str, rows: Mapping[str, ItemRows], items: int, instant: int
+) -> Float32s:
+    """The columns at ``space.places[ITEM]`` of items as a reader tells of them, [items, K].
+
+    Args:
+        space: how columns are made.
+        context: the target.
+        rows: by context, as `Reader.items` reads them.
+        items: how many were asked for.
+        instant: microseconds since 1970, UTC.
+    """
+    blocks, instants = {}, np.full(items, instant, dtype=np.int64)
+    for name, found in rows.items():
+        there = np.zeros(items, dtype=np.bool_)
+        values = np.zeros((items, found.values.shape[1]), dtype=np.float32)
+        values[found.places], there[found.places] = found.values, True
+        blocks[view_name(ITEM, name)] = stored_block(values, there, instants)
+    return space.part(ITEM, context, blocks, items)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from recmeta.features.feast_layout import pair_head
 from recmeta.features.schema import ITEM, USER, USER_ITEM, view_name
 from recmeta.serving.catalogue import Catalogue
 from recmeta.serving.guarded import store_failures
-from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 
 Int64s = npt.NDArray[np.int64]
@@ -45,8 +45,6 @@ class Pairs:
     memory: ItemMemory
     scorer: Scorer
     reader: Reader
-    width: int
-    """Numbers of a stored row."""
     instant: int
     """Microseconds since 1970, UTC."""
 
@@ -138,12 +136,8 @@ class Pairs:
             [items[item] for item in unknown.tolist()],
             self.space.contexts.feature_sources(context),
         )
-        blocks = {}
-        for name, rows in _answered(lambda: self.reader.items(sources, names)).items():
-            values, there = np.zeros((len(names), self.width), np.float32), np.zeros(len(names), np.bool_)
-            values[rows.places], there[rows.places] = rows.values, True
-            blocks[view_name(ITEM, name)] = self._block(values, there)
-        columns[unknown] = self.space.part(ITEM, context, blocks, len(names))
+        rows = _answered(lambda: self.reader.items(sources, names))
+        columns[unknown] = columns_of(self.space, context, rows, len(names), self.instant)
         return columns
 
     def _block(self, values: Float32s, there: Bools) -> Block:

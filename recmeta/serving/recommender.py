@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 
@@ -22,7 +22,7 @@ from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import split_row_time
-from recmeta.features.direct_online import Reader, UserRows, open_rows
+from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
 from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
@@ -33,7 +33,7 @@ from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
 from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
-from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
@@ -43,7 +43,6 @@ from recmeta.settings import Settings
 
 Int64s = npt.NDArray[np.int64]
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = 1_000_000
 """Microseconds. Requests of one second are answered as of its end, and share what items are by then."""
 
@@ -76,21 +75,20 @@ class Asked:
     notes: tuple[str, ...]
     degraded: bool
 
+    @property
+    def as_of(self) -> datetime:
+        """The instant, UTC."""
+        return EPOCH + timedelta(microseconds=self.instant)
+
     def take(self, chosen: npt.NDArray[np.int64]) -> Asked:
         """The same user with some of the items; `rows.met` is of all of them still."""
-        return Asked(
-            self.context,
-            self.user_id,
-            [self.ids[place] for place in chosen.tolist()],
-            self.places[chosen],
-            self.kept,
-            self.kept_places[chosen],
-            self.rows,
-            self.dense[chosen],
-            self.seen[chosen],
-            self.instant,
-            self.notes,
-            self.degraded,
+        return replace(
+            self,
+            ids=[self.ids[place] for place in chosen.tolist()],
+            places=self.places[chosen],
+            kept_places=self.kept_places[chosen],
+            dense=self.dense[chosen],
+            seen=self.seen[chosen],
         )
 
 
@@ -420,7 +418,6 @@ class Recommender:
             memory=self._items,
             scorer=self._scorer,
             reader=self._open_reader(None),
-            width=self._width,
             instant=instant,
         )
 
@@ -553,14 +550,7 @@ class Recommender:
         found = self._guarded.read(lambda reader: reader.items(sources, ids))
         if found is None or not any(len(rows.places) for rows in found.values()):
             return None
-        blocks = {}
-        for name, rows in found.items():
-            values = np.zeros((len(ids), self._width), dtype=np.float32)
-            there = np.zeros(len(ids), dtype=np.bool_)
-            values[rows.places], there[rows.places] = rows.values, True
-            instants = np.full(len(ids), instant, dtype=np.int64)
-            blocks[view_name(ITEM, name)] = stored_block(values, there, instants)
-        return self._space.part(ITEM, context, blocks, len(ids))
+        return columns_of(self._space, context, found, len(ids), instant)
 
     def _logits(self, asked: Asked) -> npt.NDArray[np.float64]:
         return self._scorer.score_kept(
@@ -611,7 +601,7 @@ class Recommender:
             reason=self._user_reason(asked),
             bundle=self.version,
             serves="popularity" if serves == "nothing" else serves,
-            as_of=EPOCH + timedelta(microseconds=asked.instant),
+            as_of=asked.as_of,
             degraded=asked.degraded,
             notes=asked.notes,
         )

@@ -6,13 +6,16 @@ The network is not trained, its weights are drawn: serving must be right whateve
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import httpx
 import polars as pl
 import pytest
 import torch
+from http_client import serving, with_keys
 
 from recmeta.bundle.export import export_network, write_adapter
 from recmeta.bundle.manifest import ContextEntry, Features, Manifest
@@ -145,3 +148,18 @@ def living(_built: Path, tmp_path: Path) -> Living:
         champion.version,
         scan_events(settings).collect(),
     )
+
+
+@pytest.fixture
+def client(living: Living) -> Iterator[httpx.Client]:
+    """A client of a server of this test's own."""
+    with serving(with_keys(living.settings)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server that no test changes."""
+    shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
+    with serving(with_keys(load_settings(workspace))) as made:
+        yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,20 +18,6 @@ from recmeta.bundle.listing import bundles_as_json
 from recmeta.bundle.store import BundleStore
 from recmeta.serving.served_log import scan_served
 from recmeta.settings import load_settings
-
-
-@pytest.fixture
-def client(living: Living) -> Iterator[httpx.Client]:
-    with serving(with_keys(living.settings)) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server that no test changes."""
-    shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
-    with serving(with_keys(load_settings(workspace))) as made:
-        yield made
 
 
 def test_recommend_answers_alike_by_query_and_by_body(client: httpx.Client, living: Living) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,21 +13,6 @@ from conftest import Living
 from http_client import refused, serving, with_keys
 
 from recmeta.serving.recommender import Recommender
-from recmeta.settings import load_settings
-
-
-@pytest.fixture
-def client(living: Living) -> Iterator[httpx.Client]:
-    with serving(with_keys(living.settings)) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server that no test changes."""
-    shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
-    with serving(with_keys(load_settings(workspace))) as made:
-        yield made
 
 
 def event(living: Living, **changes: Any) -> dict[str, Any]:

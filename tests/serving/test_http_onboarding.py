@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,8 @@ from http_client import READ, refused, serving, until, with_keys
 
 from recmeta.serving import jobs
 from recmeta.serving.jobs import Jobs
-from recmeta.settings import load_settings
 
 ROWS = b"user_id,item_id,event_timestamp\nuser-0001,item-0001,2026-06-01T00:00:00Z\n"
-
-
-@pytest.fixture
-def client(living: Living) -> Iterator[httpx.Client]:
-    with serving(with_keys(living.settings)) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server that no test changes."""
-    shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
-    with serving(with_keys(load_settings(workspace))) as made:
-        yield made
 
 
 def upload(client: httpx.Client, body: bytes = ROWS, kind: str = "text/csv", **query: str) -> httpx.Response:
