@@ -228,10 +228,11 @@ def _export(fitted: Any, folder: Path, temporary: Path, settings: Settings) -> t
     from recmeta.bundle.parity import network_difference, trees_difference
     from recmeta.bundle.unit import write_unit
     from recmeta.evaluation.gates import parity
+    from recmeta.features.dense_rows import request_columns
     from recmeta.transfer.portable import PortableBank, nameless
 
     assert isinstance(fitted, PortableBank)  # noqa: S101  (for the reader and mypy: its module brings torch)
-    graph = export_network(fitted.network, temporary)
+    graph = export_network(fitted.network, temporary, request_columns(fitted.columns))
     unit_name, unit = write_unit(folder, graph, contexts=fitted.sources, users=(), items=(), categories=())
     bank_name, bank = write_bank(
         folder,

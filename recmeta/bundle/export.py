@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,17 +22,14 @@ import torch
 from onnx import GraphProto, ModelProto, numpy_helper
 
 from recmeta.artifacts import replacing
-from recmeta.bundle.once_per_user import compute_users_once
+from recmeta.bundle.graph import ASKER, OF_ASKERS, OF_ROWS, OUTPUT, REQUEST_FEATURES
+from recmeta.bundle.once_per_asker import compute_once
 from recmeta.errors import InputError, IntegrityError
 from recmeta.models.adapters import check_adapter
+from recmeta.models.served import ServedModel
 from recmeta.models.shared import SharedModel
 
 GRAPH_NAME = "graph.onnx"
-COLUMNS = ("dense", "user", "item", "categories", "history", "context")
-"""The graph's inputs, beside the adapter's tensors; types and shapes as in ``Rows``."""
-OF_USERS = ("user", "history")
-"""Of them, those that may have one row, which is then of all."""
-OUTPUT = "logit"
 ROWS_AXIS = "rows"
 LEAST_ROWS = 2
 """The exporter fixes an axis of one row, so the graph is promised from two rows on: pad a single one."""
@@ -42,11 +39,12 @@ _LARGEST_GRAPH = 2**31 - 1
 _EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
 
 
-def export_network(model: SharedModel, folder: Path) -> Path:
+def export_network(model: SharedModel, folder: Path, request: Sequence[int] = ()) -> Path:
     """Write ``model`` as ``folder/graph.onnx``, and return that path.
 
-    Inputs are `COLUMNS`, with any number of rows from `LEAST_ROWS` on (`OF_USERS` also with one), and the
-    tensors of `SharedModel.adapter_shapes`, which may be left out; the output ``logit`` is float32 [rows].
+    Inputs are those of `recmeta.bundle.graph`, for any number of rows from `LEAST_ROWS` on, and the tensors
+    of `SharedModel.adapter_shapes`, which may be left out. ``request`` tells which of the dense features are
+    of whoever asks (`recmeta.features.dense_rows.request_columns`).
 
     Raises:
         InputError: a weight is NaN or infinite, or the tables are too large for one ONNX file (2 GiB).
@@ -59,8 +57,9 @@ def export_network(model: SharedModel, folder: Path) -> Path:
     if size > _LARGEST_GRAPH * 0.99:
         raise InputError(f"cannot export {size:,} bytes of weights: an ONNX file holds {_LARGEST_GRAPH:,}")
     adapter = model.zero_adapter()
-    graph = _normalised(_traced(model, adapter), set(adapter))
-    compute_users_once(graph.graph, OF_USERS, [name for name in COLUMNS if name not in OF_USERS])
+    graph = _normalised(_traced(ServedModel(model, request), adapter), set(adapter))
+    compute_once(graph.graph, OF_ASKERS, OF_ROWS, ASKER)
+    onnx.helper.set_model_props(graph, {REQUEST_FEATURES: ",".join(map(str, request))})
     for name, tensor in adapter.items():
         graph.graph.initializer.append(numpy_helper.from_array(tensor.numpy(), name))
     onnx.checker.check_model(graph)
@@ -70,10 +69,11 @@ def export_network(model: SharedModel, folder: Path) -> Path:
     return path
 
 
-def _traced(model: SharedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
-    shape = model.shape
+def _traced(model: ServedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
+    shape = model.model.shape
     rows = {
-        "dense": torch.zeros(3, shape.features),
+        "request": torch.zeros(3, len(model.request)),
+        "dense": torch.zeros(3, len(model.items)),
         "user": torch.zeros(3, dtype=torch.int64),
         "item": torch.zeros(3, dtype=torch.int64),
         "categories": torch.zeros(3, shape.categories_per_item, dtype=torch.int64),
@@ -150,7 +150,7 @@ def _normalised(traced: ModelProto, adapter: set[str]) -> ModelProto:
             target.append(
                 onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape)
             )
-    missing = (set(COLUMNS) | adapter) - {value.name for value in graph.input}
+    missing = ({*OF_ASKERS, *OF_ROWS} - {ASKER} | adapter) - {value.name for value in graph.input}
     if missing:
         raise InputError(f"the exported graph lacks the inputs {sorted(missing)}")
     if traced.functions:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from recmeta.bundle.export import COLUMNS, LEAST_ROWS, OUTPUT
+from recmeta.bundle.export import LEAST_ROWS
 from recmeta.bundle.export_trees import TREES_INPUT, TREES_OUTPUT
+from recmeta.bundle.graph import ASKER, OF_ASKERS, OF_ROWS, OUTPUT, split_of
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees
 from recmeta.models.shared import SharedModel
@@ -34,7 +35,7 @@ def network_difference(
     Args:
         model: what was exported.
         graph: the file that `export_network` wrote.
-        rows: at least the graph's columns, two rows or more.
+        rows: at least what ``model`` reads, two rows or more.
         adapter: the tensors with which the model is compared; None is the shared model.
         adapter_file: what `write_adapter` wrote of them.
 
@@ -46,7 +47,7 @@ def network_difference(
     """
     if (adapter is None) != (adapter_file is None):
         raise InputError("parity: expected an adapter and its file, or neither")
-    columns = {name: rows[name].detach() for name in COLUMNS}
+    columns = {name: rows[name].detach() for name in (*OF_ASKERS, *OF_ROWS) if name not in ("request", ASKER)}
     if len(columns["dense"]) < LEAST_ROWS:
         raise InputError(f"parity: expected at least {LEAST_ROWS} rows, found {len(columns['dense'])}")
     options = onnxruntime.RunOptions()
@@ -55,8 +56,12 @@ def network_difference(
         loaded = onnxruntime.LoraAdapter()
         loaded.Load(str(adapter_file))
         options.add_active_adapter(loaded)
+    session = _session(graph)
+    asker = np.arange(len(columns["dense"]))
+    dense = split_of(session, columns["dense"].shape[1]).rows(columns["dense"].numpy(), asker)
     feeds = {name: column.numpy() for name, column in columns.items()}
-    found = _session(graph).run([OUTPUT], feeds, options)[0]
+    feeds |= {"request": dense.request, "dense": dense.items, ASKER: asker}
+    found = session.run([OUTPUT], feeds, options)[0]
     training = model.training
     model.eval()
     try:

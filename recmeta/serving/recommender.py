@@ -22,12 +22,13 @@ from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import split_row_time
+from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
 from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.schema import ITEM, USER, USER_ITEM, view_name
+from recmeta.features.schema import ITEM, USER_ITEM
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
@@ -68,7 +69,7 @@ class Asked:
     kept_places: Int64s
     """Of the items in `kept`."""
     rows: UserRows
-    dense: Float32s
+    dense: DenseRows
     seen: npt.NDArray[np.bool_]
     instant: int
     """Microseconds since 1970, UTC."""
@@ -87,7 +88,7 @@ class Asked:
             ids=[self.ids[place] for place in chosen.tolist()],
             places=self.places[chosen],
             kept_places=self.kept_places[chosen],
-            dense=self.dense[chosen],
+            dense=self.dense.take(chosen),
             seen=self.seen[chosen],
         )
 
@@ -514,34 +515,26 @@ class Recommender:
         ids: Sequence[str],
         places: Int64s,
         instant: int,
-    ) -> Float32s:
-        """The dense rows of one user and n items, [n, F]: what `FeatureSpace.assemble` makes, to the bit."""
-        at = np.full(len(read), instant, dtype=np.int64)
-        own = stored_block(rows.user, rows.knows_user, at)
-        blocks = {
-            view_name(USER, name): Block(own.values[number : number + 1], own.hours[number : number + 1])
-            for number, name in enumerate(read)
-        }
-        dense = np.repeat(self._space.request_row(context, blocks, instant)[None], len(ids), axis=0)
-        if not len(ids):
-            return dense
-        dense[:, self._space.places[ITEM]] = self._items.columns(context, places, instant)
+    ) -> DenseRows:
+        """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
+        split = self._space.split
+        order = None if tuple(read) == tuple(sources) else [read.index(name) for name in sources]
+        own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant))
+        own = Block(own.values[:, None], own.hours[:, None])
+        request = self._space.request_rows(
+            context, own if order is None else own.take(order), np.array([instant])
+        )
+        items = self._items.columns(context, places, instant)
         unknown = np.flatnonzero(places < 0)
         if len(unknown):
             part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
             if part is not None:
-                dense[np.ix_(unknown, self._space.places[ITEM])] = part
+                items[np.ix_(unknown, split.within_items(self._space.places[ITEM]))] = part
         if len(rows.met):
-            instants = np.full(len(rows.met), instant, dtype=np.int64)
-            pairs = {
-                view_name(USER_ITEM, name): stored_block(
-                    rows.pairs[number], rows.knows_pair[number], instants
-                )
-                for number, name in enumerate(read)
-            }
-            part = self._space.part(USER_ITEM, context, pairs, len(rows.met))
-            dense[np.ix_(rows.met, self._space.places[USER_ITEM])] = part
-        return dense
+            pairs = stored_block(rows.pairs, rows.knows_pair, np.full(rows.knows_pair.shape, instant))
+            part = self._space.part(USER_ITEM, context, pairs if order is None else pairs.take(order))
+            items[np.ix_(rows.met, split.within_items(self._space.places[USER_ITEM]))] = part
+        return DenseRows(request, items, np.zeros(len(ids), dtype=np.int64), split)
 
     def _unknown_items(
         self, ids: Sequence[str], context: str, sources: Sequence[str], instant: int
@@ -550,11 +543,11 @@ class Recommender:
         found = self._guarded.read(lambda reader: reader.items(sources, ids))
         if found is None or not any(len(rows.places) for rows in found.values()):
             return None
-        return columns_of(self._space, context, found, len(ids), instant)
+        return columns_of(self._space, context, found, np.arange(len(ids)), instant, self._width)
 
     def _logits(self, asked: Asked) -> npt.NDArray[np.float64]:
         return self._scorer.score_kept(
-            asked.context, asked.user_id, asked.rows.history, asked.kept, asked.kept_places, asked.dense
+            asked.context, [asked.user_id], [asked.rows.history], asked.kept, asked.kept_places, asked.dense
         )
 
     def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
@@ -562,7 +555,7 @@ class Recommender:
         order = np.argsort(-logits, kind="stable")
         ranked = logits[order]
         if (ranked[1:] == ranked[:-1]).any():  # rare, and then dear
-            popularity = asked.dense[:, self._popularity]
+            popularity = asked.dense.column(self._popularity)
             order = np.lexsort((np.array(asked.ids, dtype=np.str_), -popularity, -logits))
         return order
 
@@ -579,9 +572,10 @@ class Recommender:
         if reasons:
             tastes = self._tastes(asked.rows.history)
             abouts = self._catalogue.categories_of([ids[row] for row in chosen])
+            popularity = asked.dense.column(self._popularity)[order].tolist()
             told = [
-                self._item_reason(ids[row], about, tastes, float(asked.dense[row, self._popularity]))
-                for row, about in zip(chosen, abouts, strict=True)
+                self._item_reason(ids[row], about, tastes, popular)
+                for row, about, popular in zip(chosen, abouts, popularity, strict=True)
             ]
             shown: list[float | None] = [None] * len(chosen) if propensity is None else propensity.tolist()
             items = tuple(

@@ -27,6 +27,7 @@ from recmeta.dataset import TEST, Vocabularies
 from recmeta.episodes.rows import Rows
 from recmeta.evaluation.baselines import Trees
 from recmeta.evaluation.gates import BundleDecision, Decision, GateResult, decide_bundle
+from recmeta.features.dense_rows import request_columns
 from recmeta.model_folder import load_model
 from recmeta.models.shared import SharedModel
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
@@ -140,7 +141,7 @@ class _Making:
         model = load_model(train)
         parts = labelled_tensors(self.night)
         rows = [self._probe(parts[TEST].of_context(index).rows) for index, _ in enumerate(self.decided, 1)]
-        graph = export_network(model, self.folder)
+        graph = export_network(model, self.folder, request_columns(feature_space(self.night).names))
         vocabularies = Vocabularies.load(train)
         self.trained, unit = write_unit(
             self.folder,
@@ -188,7 +189,7 @@ class _Making:
         if bank is None or found is None:
             return
         folder = self.night.folder / BANK
-        graph = export_network(bank.network, self.folder)
+        graph = export_network(bank.network, self.folder, request_columns(feature_space(self.night).names))
         vocabularies = Vocabularies.load(folder)
         name, unit = write_unit(
             self.folder,

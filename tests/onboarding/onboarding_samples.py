@@ -30,6 +30,7 @@ from recmeta.evaluation.baselines import Trees, fit_trees
 from recmeta.events.labels import build_labels
 from recmeta.events.store import ingest, read_items, scan_events
 from recmeta.features.build import build_features
+from recmeta.features.dense_rows import request_columns
 from recmeta.features.training_rows import build_rows, feature_space, load_rows
 from recmeta.models.calibration import Calibration
 from recmeta.models.shared import ModelShape, SharedModel
@@ -97,7 +98,7 @@ def _manifest(settings: Settings, contexts: Contexts, files: Path, transfer: dic
     files.mkdir()
     unit_name, unit = write_unit(
         files,
-        export_network(model.eval(), files),
+        export_network(model.eval(), files, request_columns(space.names)),
         contexts=names,
         users=users,
         items=ids,

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from recmeta.bundle.graph import OF_ASKERS, OF_ROWS
 from recmeta.bundle.manifest import ContextEntry, Features, Manifest, Unit
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import Contexts
@@ -37,14 +38,15 @@ TREES = "trees/feed.onnx"
 
 
 def network() -> onnx.ModelProto:
-    widths = {"dense": 3, "categories": 2, "history": 4}
+    widths = {"request": 0, "dense": 3, "categories": 2, "history": 4}
     inputs = [
         helper.make_tensor_value_info(
             name,
-            TensorProto.FLOAT if name == "dense" else TensorProto.INT64,
-            ["n", widths[name]] if name in widths else ["n"],
+            TensorProto.FLOAT if name in ("request", "dense") else TensorProto.INT64,
+            [axis, widths[name]] if name in widths else [axis],
         )
-        for name in ("dense", "user", "item", "categories", "history", "context")
+        for axis, names in (("askers", OF_ASKERS), ("n", OF_ROWS))
+        for name in names
     ]
     inputs.append(helper.make_tensor_value_info("shift", TensorProto.FLOAT, [1]))
     constants = {
@@ -70,6 +72,9 @@ def network() -> onnx.ModelProto:
         if name in widths:
             nodes.append(helper.make_node("ReduceSum", [summed, "axis"], [f"{name}_sum"], keepdims=0))
             summed = f"{name}_sum"
+        if name in OF_ASKERS:
+            nodes.append(helper.make_node("Gather", [summed, "asker"], [f"{name}_of_rows"]))
+            summed = f"{name}_of_rows"
         nodes.append(helper.make_node("Mul", [summed, f"{name}_weight"], [f"{name}_term"]))
         terms.append(f"{name}_term")
     nodes.append(helper.make_node("Sum", terms, ["logit"]))

@@ -78,6 +78,21 @@ def inputs_of(gathered: Tensors) -> tuple[Tensor, Tensor]:
     return gathered["encoded"], gathered["vectors"]
 
 
+def project_inputs(gathered: Tensors, matrix: Tensor) -> Tensor:
+    """Multiply the inputs by a matrix [outputs, inputs]: [..., outputs].
+
+    Where they were gathered apart, as ``once`` and ``each`` with the places of their columns, each part is
+    multiplied by itself, and what is made of a request stands for all of its rows.
+    """
+    if "once" not in gathered:
+        return project(inputs_of(gathered), matrix)
+    products = [
+        functional.linear(gathered[part], matrix[..., gathered[f"{part}_columns"]])
+        for part in ("once", "each")
+    ]
+    return products[0] + products[1]
+
+
 def project(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
     """Multiply inputs, given in parts, by a matrix [outputs, inputs]: [..., outputs].
 
