@@ -30,7 +30,6 @@ from recmeta.bundle.store import BundleStore
 from recmeta.contexts import Contexts, load_contexts
 from recmeta.events.store import event_span, ingest, read_items, scan_events
 from recmeta.features.assembly import FeatureSpace
-from recmeta.features.dense_rows import request_columns
 from recmeta.models.calibration import Calibration
 from recmeta.serving.catalogue import CATALOGUE, catalogue_table
 from recmeta.settings import Settings, load_settings
@@ -167,7 +166,7 @@ def publish(
         (files / "adapters").mkdir(parents=True)
         name, unit = write_unit(
             files,
-            export_network(model, Path(temporary), request_columns(space.names)),
+            export_network(model, Path(temporary), space.split),
             contexts=own.names,
             users=users,
             items=table["item_id"].to_list(),

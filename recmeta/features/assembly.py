@@ -28,7 +28,7 @@ from recmeta.artifacts import digest_of
 from recmeta.contexts import Contexts, ExposureNegatives, SampledNegatives
 from recmeta.errors import ContextError, SchemaError
 from recmeta.features.counters import MICROSECONDS_PER_HOUR, advance, empty_state, split_row_time
-from recmeta.features.dense_rows import Split, request_columns
+from recmeta.features.dense_rows import Split
 from recmeta.features.schema import ITEM, KINDS, USER, USER_ITEM, counter_names, duration_label, view_name
 
 Float32s = npt.NDArray[np.float32]
@@ -137,9 +137,9 @@ class FeatureSpace:
         self._roles = {role: self._role_names(role) for role in ("target", "mean")}
         self._parts = {kind: self._part_layout(kind) for kind in KINDS}
         self.places = {kind: layout.places for kind, layout in self._parts.items()}
-        """Where the columns stand that `part` makes, by kind."""
-        self.split = Split(self.size, request_columns(self.names))
-        """Which columns are of whoever asks, and which of the item; the instant's four are the last."""
+        """Where the columns stand that `part` makes, by kind, ascending."""
+        self.split = Split.of_names(self.names)
+        """`places`, and who asks when, with whom they ask: the instant's four columns are its last."""
         self._of_users = np.searchsorted(self.split.request, self.places[USER])
         self.digest = digest_of(
             list(self.names),
@@ -191,8 +191,8 @@ class FeatureSpace:
             named[name] = (take(f"{name}:{kind}", own), read(own))
         roles = self._columns(kind, negatives=self._negatives)
         pair = kind == USER_ITEM
-        mean, peak = (take(f"{role}:{kind}", () if pair else roles) for role in ("mean", "peak"))
         target = take(f"target:{kind}", roles)
+        mean, peak = (take(f"{role}:{kind}", () if pair else roles) for role in ("mean", "peak"))
         rates = take(f"rate:{kind}", () if pair else ("total", self._longest))
         age = len(places)
         if not pair:

@@ -1,9 +1,9 @@
-"""The shared model as it answers requests: what is of whoever asks comes once, and not with every item.
+"""The shared model as it answers requests: what is of whoever asks, of an item, and of both, apart.
 
 Half of a row's dense features, the user, the history and the context are the same for all candidates of a
-request. Here they are inputs with an axis of their own, and the first layer multiplies them by themselves:
-half of a network's time at 200 candidates. The logits are the shared model's. This module must never know
-how a graph is written.
+request; the other half, and the item, are the same for all who ask about an item. Here these are inputs by
+themselves, and the first layer multiplies them by themselves, so that an exported graph can be cut between
+them. The logits are the shared model's. This module must never know how a graph is written.
 """
 
 from __future__ import annotations
@@ -15,35 +15,38 @@ from torch import Tensor, nn
 
 from recmeta.models.shared import CLIP, VECTORS, SharedModel
 
-ONCE = ("user", "history", "length", "context")
-"""Of `VECTORS`, those in which the items of a request do not differ."""
+PARTS = {
+    "of_asker": ("user", "history", "length", "context"),
+    "of_item": ("item",),
+    "of_both": ("user_item", "history_item", "likeness"),
+}
+"""Which of `VECTORS` are of what."""
 
 
 class ServedModel(nn.Module):
-    """A shared model whose dense rows come in two parts."""
+    """A shared model whose dense rows come in three parts."""
 
     request: Tensor
-    items: Tensor
+    about: Tensor
+    pair: Tensor
     restored: Tensor
-    once_columns: Tensor
-    each_columns: Tensor
 
-    def __init__(self, model: SharedModel, request: Sequence[int]) -> None:
-        """Wrap ``model``; ``request`` tells which of its dense features are of whoever asks, and when."""
+    def __init__(self, model: SharedModel, request: Sequence[int], about: Sequence[int]) -> None:
+        """Wrap ``model``; of its features ``request`` are of whoever asks, and ``about`` of the item."""
         super().__init__()
         self.model = model
-        shape = model.shape
-        own = torch.tensor(request, dtype=torch.int64)
-        items = torch.tensor([n for n in range(shape.features) if n not in set(request)], dtype=torch.int64)
-        self.register_buffer("request", own)
-        self.register_buffer("items", items)
-        self.register_buffer("restored", torch.argsort(torch.cat([own, items])))
-        place, once, each = shape.encoded, [self._encoded(own)], [self._encoded(items)]
+        pair = sorted({*range(model.shape.features)} - {*request, *about})
+        features = [torch.tensor(part, dtype=torch.int64) for part in (request, about, pair)]
+        for name, part in zip(("request", "about", "pair"), features, strict=True):
+            self.register_buffer(name, part)
+        self.register_buffer("restored", torch.argsort(torch.cat(features)))
+        place, places = model.shape.encoded, {}
         for name in VECTORS:
-            (once if name in ONCE else each).append(torch.arange(place, place + shape.widths[name]))
-            place += shape.widths[name]
-        self.register_buffer("once_columns", torch.cat(once))
-        self.register_buffer("each_columns", torch.cat(each))
+            places[name] = torch.arange(place, place + model.shape.widths[name])
+            place += model.shape.widths[name]
+        for (name, vectors), part in zip(PARTS.items(), features, strict=True):
+            columns = [self._encoded(part), *(places[vector] for vector in vectors)]
+            self.register_buffer(f"{name}_columns", torch.cat(columns))
 
     def _encoded(self, features: Tensor) -> Tensor:
         """Which inputs of the body the standardised features and their pieces are."""
@@ -54,22 +57,24 @@ class ServedModel(nn.Module):
     def forward(
         self,
         request: Tensor,
-        dense: Tensor,
         user: Tensor,
-        item: Tensor,
-        categories: Tensor,
         history: Tensor,
         context: Tensor,
+        about: Tensor,
+        item: Tensor,
+        categories: Tensor,
+        pair: Tensor,
         adapter: dict[str, Tensor],
     ) -> Tensor:
         """Return logits [n] of n rows.
 
-        ``request`` [n, R] and ``dense`` [n, F - R] are the two parts of the dense features; the others are
-        as `SharedModel.forward` has them. The arguments, flattened, are the ONNX graph's inputs; the adapter
-        is one dictionary because torch.export refuses dynamic shapes beside ``**`` arguments (torch 2.13).
+        ``request`` [n, R], ``about`` [n, I] and ``pair`` [n, P] are the parts of the dense features; the
+        others are as `SharedModel.forward` has them. The arguments, flattened, are the inputs of what is
+        exported; the adapter is one dictionary because torch.export refuses dynamic shapes beside ``**``
+        arguments (torch 2.13).
         """
         rows = {
-            "dense": torch.cat([request, dense], dim=-1)[..., self.restored],
+            "dense": torch.cat([request, about, pair], dim=-1)[..., self.restored],
             "user": user,
             "item": item,
             "categories": categories,
@@ -77,15 +82,12 @@ class ServedModel(nn.Module):
             "context": context,
         }
         vectors = self.model.look_up(rows)
-        apart = {
-            "once": torch.cat([*self._encode(request, self.request), *(vectors[name] for name in ONCE)], -1),
-            "each": torch.cat(
-                [*self._encode(dense, self.items), *(vectors[name] for name in VECTORS if name not in ONCE)],
-                -1,
-            ),
-            "once_columns": self.once_columns,
-            "each_columns": self.each_columns,
-        }
+        apart = {}
+        dense = ((request, self.request), (about, self.about), (pair, self.pair))
+        for (name, own), (values, features) in zip(PARTS.items(), dense, strict=True):
+            apart[f"{name}_columns"] = getattr(self, f"{name}_columns")
+            parts = [*self._encode(values, features), *(vectors[vector] for vector in own)]
+            apart[name] = torch.cat(parts, dim=-1)
         # Backbones that multiply otherwise read the whole; what nobody reads is not exported.
         encoded = self._encode(rows["dense"], slice(None))
         return self.model.body(self.model.prepared(rows, encoded, vectors, apart), adapter)

@@ -25,7 +25,7 @@ Int64s = npt.NDArray[np.int64]
 def columns_of(
     space: FeatureSpace, context: str, rows: Mapping[str, ItemRows], places: Int64s, instant: int, width: int
 ) -> Float32s:
-    """The columns at ``space.places[ITEM]`` of items as a reader tells of them, [n, K].
+    """The columns at ``space.split.about`` of items as a reader tells of them, [n, K].
 
     Args:
         space: how columns are made.
@@ -76,8 +76,9 @@ class ItemMemory:
             most_bytes: of kept columns; a context beyond that has its columns made anew each time.
         """
         self._space, self._items, self.width = space, items, width
-        self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.split.items) + 2)))
-        self._own = space.split.within_items(space.places[ITEM])
+        self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.split.about) + 2)))
+        self.changes: Int64s = np.zeros(len(items) + 1, dtype=np.int64)
+        """Raised for an item when its rows were read again; the last is of items that nobody touched."""
         self._state = _State({})
         self._meanwhile: list[Int64s] | None = None
         """What was updated while all is read; None while it is not."""
@@ -89,6 +90,7 @@ class ItemMemory:
         self._meanwhile = missed
         try:
             self._state = _State(reader.items(self._space.contexts.names, self._items))
+            self.changes += 1
         finally:
             self._meanwhile = None
         if missed:
@@ -103,6 +105,7 @@ class ItemMemory:
         fresh = reader.items(self._space.contexts.names, [self._items[place] for place in touched.tolist()])
         with self._changing:
             self._put(self._state, touched, fresh)
+            self.changes[touched] += 1
 
     def _put(self, state: _State, touched: Int64s, fresh: dict[str, ItemRows]) -> None:
         for name, rows in fresh.items():
@@ -125,7 +128,7 @@ class ItemMemory:
         return max((int(split_row_time(values)[1].max()) for values in rows), default=0)
 
     def columns(self, context: str, places: Int64s, instant: int) -> Float32s:
-        """The columns at ``space.split.items`` of some items and a user who met none, [n, K].
+        """The columns at ``space.split.about`` of some items at an instant, [n, I].
 
         Args:
             context: the target.
@@ -136,11 +139,9 @@ class ItemMemory:
         kept = state.columns.get(context)
         if kept is None:
             if not self._most:
-                made = self._unmet(context, len(places))
-                made[:, self._own] = self._made(context, places, instant)
-                return made
-            count = len(self._items) + 1
-            kept = _Columns(self._unmet(context, count), np.full(count, -1, dtype=np.int64))
+                return self.made(context, places, instant)
+            size = (len(self._items) + 1, len(self._space.split.about))
+            kept = _Columns(np.zeros(size, dtype=np.float32), np.full(size[0], -1, dtype=np.int64))
             state.columns[context] = kept
             while len(state.columns) > self._most:
                 state.columns.popitem(last=False)
@@ -149,15 +150,11 @@ class ItemMemory:
         old = kept.instants[places] != instant
         if old.any():
             stale = places[old]
-            kept.values[np.ix_(stale, self._own)] = self._made(context, stale, instant)
+            kept.values[stale] = self.made(context, stale, instant)
             kept.instants[stale] = instant
         found: Float32s = kept.values[places]
         return found
 
-    def _unmet(self, context: str, items: int) -> Float32s:
-        """The columns at ``space.split.items`` of items that nobody touched, [items, K]."""
-        return np.repeat(self._space.stranger(context)[None, self._space.split.items], items, axis=0)
-
-    def _made(self, context: str, places: Int64s, instant: int) -> Float32s:
-        """The columns at ``space.places[ITEM]``, made anew."""
+    def made(self, context: str, places: Int64s, instant: int) -> Float32s:
+        """As `columns`, made anew."""
         return columns_of(self._space, context, self._state.rows, places, instant, self.width)

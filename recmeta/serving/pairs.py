@@ -19,7 +19,7 @@ from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_bloc
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import ManyRows, Reader
 from recmeta.features.feast_layout import pair_head
-from recmeta.features.schema import ITEM, USER_ITEM
+from recmeta.features.schema import USER_ITEM
 from recmeta.serving.catalogue import Catalogue
 from recmeta.serving.guarded import store_failures
 from recmeta.serving.item_memory import ItemMemory, columns_of
@@ -87,22 +87,30 @@ class Pairs:
         found = _answered(lambda: self.reader.many(read, users, user_of, names, keys))
         who, about, met = self._users(context, found), self._items(context, items, places), found.met
         together = self._met(context, found)
-        split, scores = self.space.split, np.empty(len(user_of))
-        of_pairs = split.within_items(self.space.places[USER_ITEM])
+        half = None
+        if self.scorer.half_width(context):
+            half = self.scorer.half(context, kept, kept_places, about)
+        unmet = self.space.stranger(context)[None, self.space.split.pair]
+        scores = np.empty(len(user_of))
         for start in range(0, len(user_of), ROWS_OF_A_RUN):
             end = min(start + ROWS_OF_A_RUN, len(user_of))
             theirs, its = user_of[start:end], item_of[start:end]
             first, last = int(theirs[0]), int(theirs[-1]) + 1
-            rows = about[its]
+
+            def about_of(rows: Int64s, its: Int64s = its) -> Float32s:
+                return about[its[rows]]
+
+            pair = np.repeat(unmet, end - start, axis=0)
             here = slice(*np.searchsorted(met, [start, end]).tolist())
-            rows[np.ix_(met[here] - start, of_pairs)] = together[here]
+            pair[met[here] - start] = together[here]
             logits = self.scorer.score_kept(
                 context,
                 users[first:last],
                 found.histories[first:last],
                 kept,
                 kept_places[its],
-                DenseRows(who[first:last], rows, theirs - first, split),
+                DenseRows(who[first:last], about_of, pair, theirs - first, self.space.split),
+                half=None if half is None else half[its],
             )
             scores[start:end] = sigmoid(logits)
         return scores
@@ -117,7 +125,7 @@ class Pairs:
         return self.space.part(USER_ITEM, context, self._stored(found.pairs, found.knows_pair))
 
     def _items(self, context: str, items: Sequence[str], places: Int64s) -> Float32s:
-        """The columns at ``space.split.items`` of each item and a user who never met it."""
+        """The columns at ``space.split.about`` of each item."""
         columns = self.memory.columns(context, places, self.instant)
         unknown = np.flatnonzero(places < 0)
         if not len(unknown):
@@ -128,8 +136,7 @@ class Pairs:
             self.space.contexts.feature_sources(context),
         )
         rows = _answered(lambda: self.reader.items(sources, names))
-        own = self.space.split.within_items(self.space.places[ITEM])
-        columns[np.ix_(unknown, own)] = columns_of(
+        columns[unknown] = columns_of(
             self.space, context, rows, np.arange(len(names)), self.instant, self.memory.width
         )
         return columns

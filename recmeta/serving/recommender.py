@@ -28,12 +28,13 @@ from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.schema import ITEM, USER_ITEM
+from recmeta.features.schema import USER_ITEM
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
 from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
+from recmeta.serving.item_halves import ItemHalves
 from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
@@ -144,7 +145,8 @@ class Recommender:
         self._settings = settings
         self._served = served
         self._space = _space(bundle, settings)
-        self._popularity = manifest.features.popularity_index
+        self._popularity = int(np.searchsorted(self._space.split.about, manifest.features.popularity_index))
+        """Of an item's columns, the one that the popularity baseline ranks by."""
         self._history_length = manifest.features.history_length
         self._scorer = Scorer(
             bundle, None if like is None else like._scorer, adapters=settings.serving.adapters_in_memory
@@ -156,6 +158,8 @@ class Recommender:
         self._reader = self._open_reader(settings.serving.store_timeout)
         self._guarded = GuardedReader(self._reader, settings.serving.store_rest)
         self._own_catalogue(bundle, like)
+        most = settings.serving.item_columns_megabytes * 1_000_000
+        self._halves = ItemHalves(self._scorer, self._kept, self._items, most)
 
     def _own_catalogue(self, bundle: Bundle, like: Recommender | None) -> None:
         checksum = bundle.manifest.files[CATALOGUE].sha256
@@ -517,24 +521,32 @@ class Recommender:
         instant: int,
     ) -> DenseRows:
         """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
-        split = self._space.split
         order = None if tuple(read) == tuple(sources) else [read.index(name) for name in sources]
         own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant))
         own = Block(own.values[:, None], own.hours[:, None])
         request = self._space.request_rows(
             context, own if order is None else own.take(order), np.array([instant])
         )
-        items = self._items.columns(context, places, instant)
-        unknown = np.flatnonzero(places < 0)
-        if len(unknown):
-            part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
-            if part is not None:
-                items[np.ix_(unknown, split.within_items(self._space.places[ITEM]))] = part
+        pair = np.repeat(self._space.stranger(context)[None, self._space.split.pair], len(ids), axis=0)
         if len(rows.met):
             pairs = stored_block(rows.pairs, rows.knows_pair, np.full(rows.knows_pair.shape, instant))
-            part = self._space.part(USER_ITEM, context, pairs if order is None else pairs.take(order))
-            items[np.ix_(rows.met, split.within_items(self._space.places[USER_ITEM]))] = part
-        return DenseRows(request, items, np.zeros(len(ids), dtype=np.int64), split)
+            pair[rows.met] = self._space.part(
+                USER_ITEM, context, pairs if order is None else pairs.take(order)
+            )
+
+        def about(chosen: Int64s) -> Float32s:
+            return self._items.columns(context, places[chosen], instant)
+
+        asker = np.zeros(len(ids), dtype=np.int64)
+        unknown = np.flatnonzero(places < 0)
+        part = None
+        if len(unknown):
+            part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
+        if part is None:
+            return DenseRows(request, about, pair, asker, self._space.split)
+        whole = about(np.arange(len(ids)))
+        whole[unknown] = part
+        return DenseRows(request, whole, pair, asker, self._space.split)
 
     def _unknown_items(
         self, ids: Sequence[str], context: str, sources: Sequence[str], instant: int
@@ -546,8 +558,17 @@ class Recommender:
         return columns_of(self._space, context, found, np.arange(len(ids)), instant, self._width)
 
     def _logits(self, asked: Asked) -> npt.NDArray[np.float64]:
+        half = None
+        if asked.kept is self._kept:
+            half = self._halves.take(asked.context, asked.places, asked.instant)
         return self._scorer.score_kept(
-            asked.context, [asked.user_id], [asked.rows.history], asked.kept, asked.kept_places, asked.dense
+            asked.context,
+            [asked.user_id],
+            [asked.rows.history],
+            asked.kept,
+            asked.kept_places,
+            asked.dense,
+            half=half,
         )
 
     def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
@@ -555,7 +576,7 @@ class Recommender:
         order = np.argsort(-logits, kind="stable")
         ranked = logits[order]
         if (ranked[1:] == ranked[:-1]).any():  # rare, and then dear
-            popularity = asked.dense.column(self._popularity)
+            popularity = asked.dense.about[:, self._popularity]
             order = np.lexsort((np.array(asked.ids, dtype=np.str_), -popularity, -logits))
         return order
 
@@ -572,7 +593,7 @@ class Recommender:
         if reasons:
             tastes = self._tastes(asked.rows.history)
             abouts = self._catalogue.categories_of([ids[row] for row in chosen])
-            popularity = asked.dense.column(self._popularity)[order].tolist()
+            popularity = asked.dense.take(order).about[:, self._popularity].tolist()
             told = [
                 self._item_reason(ids[row], about, tastes, popular)
                 for row, about, popular in zip(chosen, abouts, popularity, strict=True)

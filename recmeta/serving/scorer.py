@@ -17,14 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from recmeta.bundle.graph import ASKER, OF_ASKERS, OF_ROWS, OUTPUT, split_of
+from recmeta.bundle.graph import (
+    ASKER,
+    GRAPH,
+    HALF,
+    ITEMS_GRAPH,
+    OF_ASKERS,
+    OF_ITEMS,
+    OUTPUT,
+    PAIR,
+    split_of,
+)
 from recmeta.bundle.manifest import Bank, ContextEntry, Stack, Unit
 from recmeta.bundle.store import Bundle
 from recmeta.bundle.unit import read_ids
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import IntegrityError, NotFoundError, SchemaError
 from recmeta.features.assembly import FeatureSpace
-from recmeta.features.dense_rows import DenseRows, Split, request_columns
+from recmeta.features.dense_rows import DenseRows, Split
 from recmeta.features.portable import pick
 from recmeta.models.calibration import Calibration
 
@@ -145,7 +155,7 @@ class Scorer:
         self._banks: dict[str, _Experts] = {}
         self._opening = RLock()
         width = len(manifest.features.names)
-        self._split = Split(width, request_columns(manifest.features.names))
+        self._split = Split.of_names(manifest.features.names)
         for name, entry in manifest.contexts.items():
             if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
                 self._network(entry.unit, width)
@@ -167,6 +177,7 @@ class Scorer:
         places: npt.NDArray[np.int64],
         dense: DenseRows,
         *,
+        half: npt.NDArray[np.float32] | None = None,
         adapted: bool = True,
     ) -> Floats:
         """Return the calibrated logit of some kept items for those who ask about them, float64 [n], finite.
@@ -178,12 +189,45 @@ class Scorer:
             kept: items.
             places: which of them, [n].
             dense: finite, n rows in the order of the manifest's feature names.
+            half: what `half` says of these items; None: it is worked out.
             adapted: False: the network without the context's adapter; other parts as they serve.
 
         Raises:
             NotFoundError, SchemaError: as `logits`.
         """
-        return self._logits(context, _ByPlace(users, histories, kept, places), dense, adapted=adapted)
+        asked = _ByPlace(users, histories, kept, places)
+        for part in (dense.request, dense.pair, *(() if half is not None else (dense.about,))):
+            _check_finite(part)
+        return self._logits(context, asked, dense, half=half, adapted=adapted)
+
+    def half_width(self, context: str) -> int:
+        """How many numbers `half` is of an item; 0 where no network serves ``context``."""
+        entry = self._contexts[context]
+        return 0 if entry.unit is None else self._networks[entry.unit].half_width
+
+    def half(
+        self,
+        context: str,
+        kept: KeptItems,
+        places: npt.NDArray[np.int64],
+        about: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """What the network that serves ``context``, with its adapter, makes of items, [n, half_width].
+
+        It depends on nobody who asks, and may be kept for as long as the items' columns stay what they are.
+
+        Args:
+            context: one that a network serves.
+            kept: items.
+            places: which of them, [n].
+            about: their dense columns, [n, I].
+        """
+        entry = self._contexts[context]
+        assert entry.unit is not None  # noqa: S101  (a network serves)
+        network = self._networks[entry.unit]
+        _check_finite(about)
+        codes = {name: values[places] for name, values in kept.codes(network).items()}
+        return network.half(codes | {"about": about}, _active(self._adapter(context, entry)))
 
     def score(self, context: str, candidates: Candidates) -> Floats:
         """Return the probability of engagement of each candidate, float64 [n], in [0, 1].
@@ -242,6 +286,7 @@ class Scorer:
         expected = (n, self._split.width)
         if dense.shape != expected:
             raise SchemaError(f"dense features: expected shape {expected}, found {dense.shape}")
+        _check_finite(dense)
         own = dense[:, self._split.request]
         if len(users) == len(histories) == 1 and (own == own[:1]).all():
             return _ByName(users, items, categories, histories), self._split.rows(
@@ -255,11 +300,18 @@ class Scorer:
         )
         return asked, self._split.rows(dense, np.arange(n))
 
-    def _logits(self, context: str, asked: _Asked, dense: DenseRows, *, adapted: bool = True) -> Floats:
+    def _logits(
+        self,
+        context: str,
+        asked: _Asked,
+        dense: DenseRows,
+        *,
+        half: npt.NDArray[np.float32] | None = None,
+        adapted: bool = True,
+    ) -> Floats:
         entry = self._contexts.get(context)
         if entry is None:
             raise NotFoundError(f"the bundle serves no context {context!r}")
-        _check_finite(dense)
         if entry.serves == "stack" and entry.stack is not None:
             experts = self._opened_bank(entry.stack.bank).run(context, asked, dense)
             return self._stacked(context, entry.stack, experts, dense.whole)
@@ -269,7 +321,7 @@ class Scorer:
         mixed = np.zeros(len(dense))
         if trees < 1.0 and entry.unit is not None:
             network = self._networks[entry.unit]
-            inputs = asked.ids(network) | network.rows(context, dense)
+            inputs = asked.ids(network) | network.rows(context, dense, half)
             raw = network.run(inputs, self._adapter(context, entry) if adapted else None)
             mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
         if trees > 0.0:
@@ -300,7 +352,6 @@ class Scorer:
         """
         opened = self._opened_bank(bank)
         asked, rows = self._by_name(users, items, categories, histories, dense)
-        _check_finite(rows)
         return opened.run(context, asked, rows)
 
     def _stacked(self, context: str, stack: Stack, experts: Floats, dense: npt.NDArray[np.float32]) -> Floats:
@@ -356,7 +407,8 @@ class Scorer:
         return _Experts(self._bundle, self._sessions, bank, self._network(bank.unit, width))
 
     def _popularity(self, entry: ContextEntry, dense: DenseRows) -> Floats:
-        raw = dense.column(self._features.popularity_index).astype(np.float64)
+        place = np.searchsorted(self._split.about, self._features.popularity_index)
+        raw = dense.about[:, place].astype(np.float64)
         return entry.calibration.get("popularity", Calibration()).apply(raw)
 
 
@@ -367,19 +419,30 @@ class _Network:
         folder = f"units/{name}"
         self.name = name
         self._unit = unit
-        self._session = sessions.open(f"{folder}/graph.onnx")
+        self._session = sessions.open(f"{folder}/{GRAPH}")
+        self._items_session = sessions.open(f"{folder}/{ITEMS_GRAPH}")
         self.users = _read_vocabulary(bundle.file(f"{folder}/users.txt"), unit.users)
         self._items = _read_vocabulary(bundle.file(f"{folder}/items.txt"), unit.items)
         self._categories = _read_vocabulary(bundle.file(f"{folder}/categories.txt"), unit.categories)
-        shapes = {found.name: found.shape for found in self._session.get_inputs()}
-        wanted = {*OF_ASKERS, *OF_ROWS}
         self.split = split_of(self._session, width)
-        found = (shapes.get("request", (0, 0))[1], shapes.get("dense", (0, 0))[1])
-        if set(shapes) != wanted or found != (len(self.split.request), len(self.split.items)):
-            raise IntegrityError(
-                f"{folder}/graph.onnx: expected inputs {sorted(wanted)} with {len(self.split.request)} and "
-                f"{len(self.split.items)} dense features, found {shapes}; run `recmeta nightly`"
-            )
+        wanted = (
+            (
+                self._session,
+                {*OF_ASKERS, PAIR, ASKER, HALF},
+                {"request": self.split.request, PAIR: self.split.pair},
+            ),
+            (self._items_session, set(OF_ITEMS), {"about": self.split.about}),
+        )
+        shapes: dict[str, Any] = {}
+        for session, inputs, columns in wanted:
+            found = {given.name: given.shape for given in session.get_inputs()}
+            widths = {name: len(part) for name, part in columns.items()}
+            if set(found) != inputs or {name: found[name][1] for name in widths} != widths:
+                raise IntegrityError(
+                    f"{folder}: expected a graph with inputs {sorted(inputs)}, {widths}, found {found}"
+                )
+            shapes |= found
+        self.half_width = int(shapes[HALF][1])
         self._categories_per_item = int(shapes["categories"][1])
         self._history_length = int(shapes["history"][1])
 
@@ -397,26 +460,38 @@ class _Network:
             "categories": self._categories.encode_lists(categories, self._categories_per_item),
         }
 
-    def rows(self, context: str, dense: DenseRows) -> Inputs:
-        """The other inputs, of rows of one context."""
+    def rows(self, context: str, dense: DenseRows, half: npt.NDArray[np.float32] | None) -> Inputs:
+        """The other inputs, of rows of one context: their columns of items, or what was made of them."""
         asks = np.full(len(dense.request), self._unit.context_index(context), dtype=np.int64)
-        if not np.array_equal(dense.split.request, self.split.request):  # a graph of another layout
+        if dense.split != self.split:  # a network over other columns of the same rows
             dense = self.split.rows(dense.whole, dense.asker)
-        return {"request": dense.request, "dense": dense.items, ASKER: dense.asker, "context": asks}
+        items = {"about": dense.about} if half is None else {HALF: half}
+        return {"request": dense.request, PAIR: dense.pair, ASKER: dense.asker, "context": asks, **items}
+
+    def half(self, items: Inputs, options: ort.RunOptions) -> npt.NDArray[np.float32]:
+        """What is made of items alone, [n, half_width], from `OF_ITEMS`."""
+        found = np.empty((len(items["item"]), self.half_width), dtype=np.float32)
+        for start in range(0, len(found), LARGEST_BATCH):
+            part = {name: items[name][start : start + LARGEST_BATCH] for name in OF_ITEMS}
+            rows = len(part["item"])
+            if rows < SMALLEST_BATCH:
+                part = _doubled(part, OF_ITEMS)
+            (half,) = self._items_session.run([HALF], part, options)
+            found[start : start + rows] = half[:rows]
+        return found
 
     def run(self, inputs: Inputs, adapter: Any | None) -> Floats:
-        """Return logits, float64 [n]."""
-        n = len(inputs["dense"])
-        options = ort.RunOptions()
-        if adapter is not None:
-            options.add_active_adapter(adapter)
-        found = np.empty(n)
-        for start in range(0, n, LARGEST_BATCH):
+        """Return logits, float64 [n]; `HALF` takes the place of `OF_ITEMS` where it is there."""
+        options = _active(adapter)
+        found = np.empty(len(inputs[ASKER]))
+        for start in range(0, len(found), LARGEST_BATCH):
             part = _part(inputs, start, start + LARGEST_BATCH)
-            rows = len(part["dense"])
+            rows = len(part[ASKER])
+            half = part[HALF] if HALF in part else self.half(part, options)
+            given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER)} | {HALF: half}
             if rows < SMALLEST_BATCH:
-                part = part | {name: np.repeat(part[name], SMALLEST_BATCH, axis=0) for name in OF_ROWS}
-            (logits,) = self._session.run([OUTPUT], part, options)
+                given = _doubled(given, (PAIR, ASKER, HALF))
+            (logits,) = self._session.run([OUTPUT], given, options)
             found[start : start + rows] = logits[:rows]
         return found
 
@@ -467,7 +542,7 @@ class _Experts:
 
     def run(self, context: str, asked: _Asked, dense: DenseRows) -> Floats:
         """Return raw logits, float64 [n, S + 1]."""
-        inputs = asked.ids(self._network) | {ASKER: dense.asker, "dense": dense.whole}
+        inputs = asked.ids(self._network) | {ASKER: dense.asker, "whole": dense.whole}
         found = np.empty((len(dense), self._bank.width))
         # Rows are taken in pieces, so that all of a piece's blocks together are one run of the network.
         piece = max(1, LARGEST_BATCH // self._bank.width)
@@ -477,7 +552,7 @@ class _Experts:
         return found
 
     def _run_piece(self, context: str, rows: Inputs) -> Floats:
-        bank, width, dense = self._bank, self._bank.width, rows["dense"]
+        bank, width, dense = self._bank, self._bank.width, rows["whole"]
         if bank.columns:
             blocks = [pick(self._names, dense, bank.columns)] * width
         else:
@@ -491,7 +566,8 @@ class _Experts:
             for name in ("user", "history", "item", "categories")
         } | {
             "request": np.concatenate([part.request for part in split]),
-            "dense": np.concatenate([part.items for part in split]),
+            "about": np.concatenate([part.about for part in split]),
+            PAIR: np.concatenate([part.pair for part in split]),
             ASKER: np.concatenate([rows[ASKER] + number * askers for number in range(width)]),
             "context": np.repeat(self._indices, askers),
         }
@@ -532,15 +608,27 @@ def _part(inputs: Inputs, start: int, end: int) -> Inputs:
         return inputs
     first, last = int(asker[0]), int(asker[-1]) + 1
     part = {
-        name: values[start:end] if name in OF_ROWS else values[first:last] for name, values in inputs.items()
+        name: values[first:last] if name in OF_ASKERS else values[start:end]
+        for name, values in inputs.items()
     }
     part[ASKER] = asker - first
     return part
 
 
-def _check_finite(dense: DenseRows) -> None:
-    if not (np.isfinite(dense.request).all() and np.isfinite(dense.items).all()):
+def _doubled(inputs: Inputs, names: Sequence[str]) -> Inputs:
+    return inputs | {name: np.repeat(inputs[name], SMALLEST_BATCH, axis=0) for name in names}
+
+
+def _check_finite(dense: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(dense).all():
         raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
+
+
+def _active(adapter: Any | None) -> ort.RunOptions:
+    options = ort.RunOptions()
+    if adapter is not None:
+        options.add_active_adapter(adapter)
+    return options
 
 
 def _open_session(path: Path) -> Any:

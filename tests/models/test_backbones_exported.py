@@ -14,15 +14,15 @@ import torch
 from small_models import SHAPE, make_columns, make_model, random_adapter
 
 from recmeta.bundle.export import export_network, write_adapter
-from recmeta.bundle.graph import split_of
+from recmeta.bundle.graph import OF_ASKERS, OF_ITEMS, split_of
+from recmeta.features.dense_rows import Split
 from recmeta.models.backbones.registry import BACKBONES
 from recmeta.models.shared import SharedModel
 
 Exported = Callable[[str], tuple[SharedModel, Path]]
 
 
-REQUEST = (1, 2, 5)
-"""Features of whoever asks."""
+SPLIT = Split(6, (1, 2, 5), (0, 3))
 
 
 def scores(
@@ -31,7 +31,10 @@ def scores(
     """What the graph says of rows, each of its own asker or of those that ``asker`` tells."""
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3  # it remarks on initializers that can be overridden, which is the point
-    session = onnxruntime.InferenceSession(str(graph), quiet, providers=["CPUExecutionProvider"])
+    session, items = (
+        onnxruntime.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
+        for path in (graph, graph.with_name("items.onnx"))
+    )
     options = onnxruntime.RunOptions()
     active = onnxruntime.LoraAdapter()
     if adapter is not None:
@@ -40,8 +43,10 @@ def scores(
     feeds = {name: value.numpy() for name, value in columns.items()}
     asker = np.arange(len(feeds["item"])) if asker is None else asker
     dense = split_of(session, SHAPE.features).rows(feeds["dense"], asker)
-    feeds |= {"request": dense.request, "dense": dense.items, "asker": asker}
-    (found,) = session.run(["logit"], feeds, options)
+    feeds |= {"request": dense.request, "about": dense.about, "pair": dense.pair, "asker": asker}
+    (half,) = items.run(["half"], {name: feeds[name] for name in OF_ITEMS}, options)
+    rest = {name: feeds[name] for name in (*OF_ASKERS, "pair", "asker")}
+    (found,) = session.run(["logit"], rest | {"half": half}, options)
     return found
 
 
@@ -52,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     @cache
     def export(name: str) -> tuple[SharedModel, Path]:
         model = make_model(shape=replace(SHAPE, backbone=name, experts=2, cross_layers=1, cross_rank=3))
-        return model, export_network(model, tmp_path_factory.mktemp(name), REQUEST)
+        return model, export_network(model, tmp_path_factory.mktemp(name), SPLIT)
 
     return export
 
@@ -75,7 +80,7 @@ def test_onnx_runtime_scores_as_torch_does(name: str, exported: Exported, tmp_pa
 
 def test_the_same_weights_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     model, graph = exported("ple")
-    assert export_network(model, tmp_path, REQUEST).read_bytes() == graph.read_bytes()
+    assert export_network(model, tmp_path, SPLIT).read_bytes() == graph.read_bytes()
 
 
 @pytest.mark.parametrize("name", [*BACKBONES])
@@ -88,7 +93,7 @@ def test_who_asks_may_have_one_row_for_all_of_theirs(name: str, exported: Export
     for column in ("user", "history", "context"):
         short[column] = whole[column][:3]
         whole[column] = short[column][asker]
-    whole["dense"][:, REQUEST] = whole["dense"][:3][asker][:, REQUEST]
+    whole["dense"][:, SPLIT.request] = whole["dense"][:3][asker][:, SPLIT.request]
     for adapter in (None, tmp_path / "own.onnx_adapter"):
         wanted = scores(graph, whole, adapter)
         np.testing.assert_allclose(scores(graph, short, adapter, asker), wanted, atol=1e-5, rtol=1e-5)

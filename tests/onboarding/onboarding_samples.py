@@ -30,7 +30,6 @@ from recmeta.evaluation.baselines import Trees, fit_trees
 from recmeta.events.labels import build_labels
 from recmeta.events.store import ingest, read_items, scan_events
 from recmeta.features.build import build_features
-from recmeta.features.dense_rows import request_columns
 from recmeta.features.training_rows import build_rows, feature_space, load_rows
 from recmeta.models.calibration import Calibration
 from recmeta.models.shared import ModelShape, SharedModel
@@ -98,13 +97,14 @@ def _manifest(settings: Settings, contexts: Contexts, files: Path, transfer: dic
     files.mkdir()
     unit_name, unit = write_unit(
         files,
-        export_network(model.eval(), files, request_columns(space.names)),
+        export_network(model.eval(), files, space.split),
         contexts=names,
         users=users,
         items=ids,
         categories=categories,
     )
-    (files / "graph.onnx").unlink()
+    for graph in ("graph.onnx", "items.onnx"):
+        (files / graph).unlink()
     trees = {name: _trees(space.as_context(dense[name], name), labels[name]) for name in ("feed", "reading")}
     newcomer = _trees(space.as_newcomer(dense["feed"], "feed"), labels["feed"])
     bank_name, bank = write_bank(

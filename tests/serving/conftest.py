@@ -25,7 +25,6 @@ from recmeta.contexts import Contexts, load_contexts
 from recmeta.events.store import event_span, ingest, read_items, scan_events
 from recmeta.features.assembly import FeatureSpace
 from recmeta.features.build import build_features
-from recmeta.features.dense_rows import request_columns
 from recmeta.features.feast_store import FeatureStore
 from recmeta.models.calibration import Calibration
 from recmeta.models.shared import ModelShape, SharedModel
@@ -76,7 +75,7 @@ def publish(settings: Settings, contexts: Contexts, until: datetime, *, seed: in
         for table in (model.user_table, model.item_table, model.category_table):
             table.normal_()
     name, unit = write_unit(
-        files, export_network(model, files.parent, request_columns(space.names)), contexts=contexts.names,
+        files, export_network(model, files.parent, space.split), contexts=contexts.names,
         users=ids["user_id"], items=ids["item_id"], categories=categories,
     )  # fmt: skip
     adapter = model.starting_adapter(seed)

@@ -23,7 +23,6 @@ from recmeta.bundle.unit import write_unit
 from recmeta.contexts import Contexts
 from recmeta.evaluation.baselines import Trees, fit_trees
 from recmeta.features.assembly import Block, FeatureSpace
-from recmeta.features.dense_rows import request_columns
 from recmeta.features.schema import counter_names
 from recmeta.models.calibration import Calibration
 from recmeta.models.shared import ModelShape, SharedModel
@@ -108,7 +107,7 @@ def write_stacked(folder: Path) -> Stacked:
     files, model = folder / "files", drawn_model()
     unit_name, unit = write_unit(
         files,
-        export_network(model, folder, request_columns(SPACE.names)),
+        export_network(model, folder, SPACE.split),
         contexts=SOURCES,
         users=USERS,
         items=ITEMS,

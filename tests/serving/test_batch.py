@@ -121,7 +121,12 @@ def test_many_users_have_to_the_bit_the_dense_rows_of_requests(
     items = [*recommender._catalogue.ids[:30], "never seen"]
     seen: list[Any] = []
     score = bulk.scorer.score_kept
-    monkeypatch.setattr(bulk.scorer, "score_kept", lambda *given: seen.append(given[-1]) or score(*given))
+
+    def scored(*given: Any, **named: Any) -> Any:
+        seen.append(given[-1])
+        return score(*given, **named)
+
+    monkeypatch.setattr(bulk.scorer, "score_kept", scored)
     user_of, item_of = np.repeat(np.arange(7), 31), np.tile(np.arange(31), 7)
     for context in living.contexts.names:
         bulk.scores(context, users, items, user_of, item_of)

@@ -81,16 +81,16 @@ def inputs_of(gathered: Tensors) -> tuple[Tensor, Tensor]:
 def project_inputs(gathered: Tensors, matrix: Tensor) -> Tensor:
     """Multiply the inputs by a matrix [outputs, inputs]: [..., outputs].
 
-    Where they were gathered apart, as ``once`` and ``each`` with the places of their columns, each part is
-    multiplied by itself, and what is made of a request stands for all of its rows.
+    Where they were gathered apart, as ``of_asker``, ``of_item`` and ``of_both`` with the places of their
+    columns, each part is multiplied by itself: what is made of one stands for many rows.
     """
-    if "once" not in gathered:
+    if "of_asker" not in gathered:
         return project(inputs_of(gathered), matrix)
-    products = [
+    asker, item, both = (
         functional.linear(gathered[part], matrix[..., gathered[f"{part}_columns"]])
-        for part in ("once", "each")
-    ]
-    return products[0] + products[1]
+        for part in ("of_asker", "of_item", "of_both")
+    )
+    return asker + item + both
 
 
 def project(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
