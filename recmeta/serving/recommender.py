@@ -20,7 +20,7 @@ import polars as pl
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
-from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
+from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import split_row_time
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
@@ -28,7 +28,6 @@ from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.schema import USER_ITEM
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
@@ -521,18 +520,14 @@ class Recommender:
         instant: int,
     ) -> DenseRows:
         """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
-        order = None if tuple(read) == tuple(sources) else [read.index(name) for name in sources]
-        own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant))
-        own = Block(own.values[:, None], own.hours[:, None])
-        request = self._space.request_rows(
-            context, own if order is None else own.take(order), np.array([instant])
-        )
+        values = np.concatenate([rows.user[:, None], rows.pairs], axis=1)
+        there = np.concatenate([rows.knows_user[:, None], rows.knows_pair], axis=1)
+        stored = stored_block(values, there, np.full(there.shape, instant))
+        if tuple(read) != tuple(sources):
+            stored = stored.take([read.index(name) for name in sources])
+        request, met = self._space.of_request(context, stored, instant)
         pair = np.repeat(self._space.stranger(context)[None, self._space.split.pair], len(ids), axis=0)
-        if len(rows.met):
-            pairs = stored_block(rows.pairs, rows.knows_pair, np.full(rows.knows_pair.shape, instant))
-            pair[rows.met] = self._space.part(
-                USER_ITEM, context, pairs if order is None else pairs.take(order)
-            )
+        pair[rows.met] = met
 
         def about(chosen: Int64s) -> Float32s:
             return self._items.columns(context, places[chosen], instant)
