@@ -52,7 +52,7 @@ LONGEST_FAULT = 300
 """Characters of an error that quotes the client; a megabyte of nonsense is not sent back."""
 
 SWITCH_SECONDS = 1e-4
-"""A thread that opens a bundle gives the interpreter back so soon; Python's own 5 ms are two answers' time."""
+"""After which a thread that opens a bundle gives way; Python's own 5 ms are the time of several answers."""
 
 CONSOLE = Path(__file__).parent / "console"
 
