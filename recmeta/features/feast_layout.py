@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from recmeta.features.counters import Float32s
 from recmeta.features.partitions import View
-from recmeta.features.schema import ITEM, KEYS, USER_ITEM, VALUES
+from recmeta.features.schema import ITEM, ITEM_CODES, KEYS, USER_ITEM, VALUES
 
 PROJECT = "recmeta"
 """Feast's name for all that belongs together; it stands in every key and in the name of every table."""
@@ -101,8 +101,10 @@ def stamp_name(view: str) -> bytes:
     return f"_ts:{view}".encode()
 
 
-def pack(view: View, values: Sequence[Any]) -> bytes:
-    """A row's values as they are stored."""
+def pack(view: View, values: Any) -> bytes:
+    """A row's value as it is stored: a list of numbers or strings, or bytes, as the view's column has it."""
+    if view.column == ITEM_CODES:
+        return bytes(value_message()(bytes_val=values).SerializeToString())
     message = value_message()()
     packed = message.float_list_val if view.column == VALUES else message.string_list_val
     packed.val.extend(values)
@@ -111,13 +113,15 @@ def pack(view: View, values: Sequence[Any]) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def unpack(view: View, stored: bytes) -> list[Any] | None:
-    """Undo `pack`; None where what is stored is no such list.
+def unpack(view: View, stored: bytes) -> Any:
+    """Undo `pack`; None where what is stored is no such value.
 
     Raises:
         google.protobuf.message.DecodeError: the bytes are no value of Feast's at all.
     """
     message = value_message().FromString(stored)
+    if view.column == ITEM_CODES:
+        return message.bytes_val if message.HasField("bytes_val") else None
     wanted = "float_list_val" if view.column == VALUES else "string_list_val"
     return list(getattr(message, wanted).val) if message.HasField(wanted) else None
 

@@ -21,7 +21,7 @@ from recmeta.events.ledger import Interval, Ledger
 from recmeta.events.store import scan_events
 from recmeta.features.build import build_features
 from recmeta.features.feast_store import FeatureStore
-from recmeta.features.schema import HISTORY_VIEW
+from recmeta.features.schema import HISTORY_VIEW, MET_VIEW
 from recmeta.features.training_rows import dense_rows, feature_space, features_as_of
 
 DAY = timedelta(days=1)
@@ -264,6 +264,7 @@ def test_views_of_contexts_that_are_gone_leave_the_registry(
     assert [service.name for service in registered.list_feature_services()] == ["feed"]
     assert {view.name for view in registered.list_feature_views()} == {
         HISTORY_VIEW,
+        MET_VIEW,
         "user__feed",
         "item__feed",
         "user_item__feed",
