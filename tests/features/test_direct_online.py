@@ -32,17 +32,12 @@ ITEMS = tuple(f"i{n}" for n in range(1, 10))
 USERS = (*(f"u{n}" for n in range(6)), "stranger", "é\u2028'\"", "x" * 256)
 
 
-@pytest.fixture(params=["sqlite", "redis", "postgres"])
+@pytest.fixture
 def stored(
-    request: pytest.FixtureRequest, new_workspace: Callable[..., Workspace]
+    store_settings: dict[str, Any], new_workspace: Callable[..., Workspace]
 ) -> Iterator[tuple[Workspace, FeatureStore]]:
     """A workspace with a night in its online store."""
-    settings: dict[str, Any] = {"online": request.param}
-    if request.param == "redis":
-        settings["redis"] = request.getfixturevalue("redis_address")
-    if request.param == "postgres":
-        settings["postgres"] = request.getfixturevalue("postgres_url") + "?sslmode=disable"
-    workspace = new_workspace(stores=settings)
+    workspace = new_workspace(stores=store_settings)
     workspace.ingest(random_log(300))
     with FeatureStore(workspace.settings, workspace.contexts) as store:
         store.apply()
@@ -116,7 +111,7 @@ def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureS
     reader.close()
 
 
-@pytest.mark.parametrize("stored", ["sqlite", "redis"], indirect=True)  # PostgreSQL is written through Feast
+@pytest.mark.parametrize("store_settings", ["sqlite", "redis"], indirect=True)  # Feast writes PostgreSQL
 def test_what_is_written_past_feast_is_what_feast_would_have_written(
     stored: tuple[Workspace, FeatureStore],
 ) -> None:

@@ -29,18 +29,6 @@ HOUR = timedelta(hours=1)
 UNTIL = FIRST_DAY + 14 * DAY
 ITEMS = tuple(f"i{n}" for n in range(1, 10))
 USERS = tuple(f"u{n}" for n in range(6))
-STORES = ("sqlite", "redis", "postgres")
-
-
-@pytest.fixture(params=STORES)
-def store_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Settings that choose an empty online store."""
-    if request.param == "redis":
-        yield {"online": "redis", "redis": request.getfixturevalue("redis_address")}
-    elif request.param == "postgres":
-        yield {"online": "postgres", "postgres": request.getfixturevalue("postgres_url") + "?sslmode=disable"}
-    else:
-        yield {"online": "sqlite"}
 
 
 class Openers:
