@@ -281,25 +281,28 @@ def put(store: FeatureStore, user: str, value: bytes) -> None:
 
 
 def test_a_value_that_is_none_counts_as_absent_and_the_night_puts_it_right(store: FeatureStore) -> None:
-    workspace_of(store).ingest(random_log(200))
+    once = read("newcomer", ITEMS[-2], FIRST_DAY + HOUR)
+    workspace_of(store).ingest(pl.concat([random_log(200), once], how="diagonal"))
     night(store, MIDDLE)
-    put(store, "u1", b"garbage")
-    assert indexed(store)["u1"] is None
+    for user in ("u1", "newcomer"):
+        put(store, user, b"garbage")
+        assert indexed(store)[user] is None
     assert assert_all_is_found(store)
     store.record(acted("u1", ITEMS[-1], "reading", MIDDLE + HOUR))
-    assert indexed(store)["u1"] is None, "there are pairs that a live event knows nothing of"
-    assert_whole(store, but_not=["u1"])
+    assert_whole(store, but_not=["u1", "newcomer"])  # there are pairs that a live event knows nothing of
     Ledger(store._settings.ledger_folder).reopen("materialize", Interval(FIRST_DAY, MIDDLE))
     night(store, MIDDLE)
     assert_whole(store, but_not=["u1"])  # nor does a night know all of one who acted after it
-    workspace_of(store).ingest(log_with(ITEMS[-1]), "more")
-    night(store, UNTIL)
+    put(store, "newcomer", b"garbage")
+    again = [read("u1", ITEMS[-1], MIDDLE + HOUR), read("newcomer", "i1", UNTIL - DAY)]
+    workspace_of(store).ingest(pl.concat(again), "more")
+    night(store, UNTIL)  # its window has not the item that the newcomer read first
     assert_whole(store)
 
 
-def log_with(item: str) -> pl.DataFrame:
-    row = {"user": "u1", "item": item, "type": "READ", "time": MIDDLE + HOUR, "weight": 1.0}
-    return pl.DataFrame([row]).with_columns(seen=pl.col("time"))
+def read(user: str, item: str, at: datetime) -> pl.DataFrame:
+    row = {"user": user, "item": item, "type": "READ", "time": at, "seen": at, "weight": 1.0}
+    return pl.DataFrame([row], schema_overrides=dict.fromkeys(("time", "seen"), pl.Datetime("us", "UTC")))
 
 
 def test_an_index_that_names_too_many_items_changes_no_answer(store: FeatureStore) -> None:
