@@ -2,7 +2,8 @@
 
 Feast's own call is the reference, and a test holds the two equal; it is slow because it converts each
 value, and because importing it takes seconds. SQLite and Redis are spoken to here; another store is
-reached through Feast. This module must never know what a number of a row means.
+reached through Feast. A user's row in the index says with which items there are rows, so that of hundreds
+of candidates those few are read. This module must never know what a number of a row means.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Reader(Protocol):
         Args:
             user_id: any string.
             contexts: whose rows are read, S names.
-            items: n ids.
+            items: n ids, all different.
             codes: `met.item_codes` of each, [n].
         """
         ...
@@ -160,18 +161,24 @@ def as_matrix(
     stored: Sequence[Sequence[bytes | None]], views: int, width: int
 ) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     """Packed rows of n keys in some views as [views, n, width], and where there is one."""
+    shape = (views, len(stored))
+    values = np.zeros((*shape, width), dtype=np.float32)
+    if not stored:
+        return values, np.zeros(shape, dtype=np.bool_)
     flat = [row[view] for view in range(views) for row in stored]
-    usable = [layout.fits(row, width) for row in flat]
-    there = np.array(usable, dtype=np.bool_)
-    values = np.zeros((len(flat), width), dtype=np.float32)
+    usable = layout.fit(flat, width)
+    there = np.array(usable, dtype=np.bool_).reshape(shape)
     rows = [row for row, fits in zip(flat, usable, strict=True) if fits and row is not None]
     values[there] = layout.numbers(rows, width)
-    return values.reshape(views, len(stored), width), there.reshape(views, len(stored))
+    return values, there
 
 
 def as_rows(stored: Mapping[int, bytes | None], width: int) -> ItemRows:
     """Packed rows by place; what is no row of this width is left out."""
-    usable = {place: row for place, row in stored.items() if row is not None and layout.fits(row, width)}
+    fit = layout.fit(stored.values(), width)
+    usable = {
+        place: row for (place, row), fits in zip(stored.items(), fit, strict=True) if fits and row is not None
+    }
     places = np.fromiter(usable, dtype=np.int64, count=len(usable))
     order = np.argsort(places, kind="stable")
     return ItemRows(places[order], layout.numbers(list(usable.values()), width)[order])
@@ -431,8 +438,12 @@ class SqliteRows:
         self, contexts: Sequence[str], places: Int64s, keys: Sequence[bytes]
     ) -> tuple[Int64s, Float32s, npt.NDArray[np.bool_]]:
         """Read pairs: the places of those that have a row, and what `as_matrix` makes of these."""
-        found = [self._values(counter_view(USER_ITEM, name), keys) for name in contexts] if keys else []
-        rows = [[of.get(key) for of in found] for key in keys]
+        views = [counter_view(USER_ITEM, name) for name in contexts]
+        if len(keys) <= KEYS_AT_ONCE:
+            rows = self._few(views, keys)
+        else:
+            found = [self._values(view, keys) for view in views]
+            rows = [[of.get(key) for of in found] for key in keys]
         there = [number for number, row in enumerate(rows) if row.count(None) < len(contexts)]
         return places[there], *as_matrix([rows[number] for number in there], len(contexts), self._width)
 
@@ -444,6 +455,21 @@ class SqliteRows:
             stored = self._values(counter_view(ITEM, name), list(places))
             found[name] = as_rows({places[key]: value for key, value in stored.items()}, self._width)
         return found
+
+    def _few(self, views: Sequence[View], keys: Sequence[bytes]) -> list[list[bytes | None]]:
+        """The values in some views of at most `KEYS_AT_ONCE` keys: one statement, which is a third faster."""
+        rows: dict[bytes, list[bytes | None]] = {key: [None] * len(views) for key in keys}
+        marks = ",".join([f"?{number}" for number in range(1, len(keys) + 1)])
+        selects = [
+            f'SELECT {number}, entity_key, value FROM "{layout.table_name(view.name)}" '
+            f"WHERE feature_name = '{view.column}' AND entity_key IN ({marks})"
+            for number, view in enumerate(views)
+        ]
+        if keys:
+            with closing(self._sqlite().execute(" UNION ALL ".join(selects), keys)) as cursor:
+                for number, key, value in cursor:
+                    rows[key][number] = value
+        return list(rows.values())
 
     def _values(self, view: View, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}

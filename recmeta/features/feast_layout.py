@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ PROJECT = "recmeta"
 
 _STRING = 2
 """Number of the type STRING in Feast's ValueType."""
+
+_STRING_TYPE = struct.pack("<I", _STRING)
 
 
 @cache
@@ -52,7 +54,7 @@ def _length(text: bytes) -> bytes:
 def _part(text: str) -> bytes:
     """One value of a key."""
     encoded = text.encode()
-    return struct.pack("<I", _STRING) + _length(encoded) + encoded
+    return b"%b%b%b" % (_STRING_TYPE, len(encoded).to_bytes(4, "little"), encoded)
 
 
 @cache
@@ -134,14 +136,15 @@ def _head(width: int) -> bytes:
     return bytes(message.SerializeToString()[: -4 * width])
 
 
-def fits(stored: bytes | None, width: int) -> bool:
-    """Whether this is a counter row of ``width`` numbers; one of other settings is not."""
+def fit(stored: Iterable[bytes | None], width: int) -> list[bool]:
+    """Which of these are counter rows of ``width`` numbers; those of other settings are not."""
     head = _head(width)
-    return stored is not None and len(stored) == len(head) + 4 * width and stored.startswith(head)
+    size = len(head) + 4 * width
+    return [row is not None and len(row) == size and row.startswith(head) for row in stored]
 
 
 def numbers(stored: Sequence[bytes], width: int) -> Float32s:
-    """Counter rows that `fits` let through, [n, width]."""
+    """Counter rows that `fit`, [n, width]."""
     start = len(_head(width))
     joined = b"".join([row[start:] for row in stored])
     found: Float32s = np.frombuffer(joined, dtype="<f4").reshape(len(stored), width)

@@ -82,7 +82,13 @@ class FeastRows:
 
     def holds(self, view: View) -> bool:
         """As `Backend.holds`: Feast has made a place for what is registered."""
-        return any(found.name == view.name for found in self._store.list_feature_views())
+        from feast.errors import FeatureViewNotFoundException
+
+        try:
+            self._store.get_feature_view(view.name)
+        except FeatureViewNotFoundException:
+            return False
+        return True
 
     def get(self, view: View, keys: Sequence[tuple[str, ...]]) -> list[tuple[datetime, Any] | None]:
         """As `Backend.get`."""

@@ -165,7 +165,7 @@ class LiveFeatures:
         with self._online.lock:
             stamps = [newest + timedelta(microseconds=VISIBLE_AFTER), histories["event_timestamp"].max()]
             self._online.announce(max(stamp for stamp in stamps if isinstance(stamp, datetime)))
-            self._index(own, newest + timedelta(microseconds=VISIBLE_AFTER))
+            written += self._index(own, newest + timedelta(microseconds=VISIBLE_AFTER))
             for kind in KINDS:
                 view = counter_view(kind, context)
                 rows = counter_rows(own, view, view.schema.to_frame(), features.half_lives)
