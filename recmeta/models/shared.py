@@ -348,10 +348,9 @@ class SharedModel(nn.Module):
         length = known.sum(-1)
         if not torch.compiler.is_exporting():
             total = self._history_total(history, known)
-        else:  # an embedding bag becomes a loop in ONNX, and unique is slow there
-            vectors = functional.embedding(history, self.item_table) + self._content(
-                functional.embedding(history, self.item_categories)
-            )
+        else:  # an embedding bag becomes a loop in ONNX, and unique is slow there; constants are folded
+            items = self.item_table + self._content(self.item_categories)
+            vectors = functional.embedding(history, items)
             total = (vectors * known.unsqueeze(-1)).sum(-2)
         return total / length.unsqueeze(-1).clamp(min=1.0), length
 

@@ -87,7 +87,7 @@ def project_inputs(gathered: Tensors, matrix: Tensor) -> Tensor:
     if "of_asker" not in gathered:
         return project(inputs_of(gathered), matrix)
     asker, item, both = (
-        functional.linear(gathered[part], matrix[..., gathered[f"{part}_columns"]])
+        functional.linear(gathered[part], matrix.index_select(-1, gathered[f"{part}_columns"]))
         for part in ("of_asker", "of_item", "of_both")
     )
     return asker + item + both
