@@ -333,6 +333,31 @@ class FeatureSpace:
         part[:, layout.age + 1] = first >= 0
         return part
 
+    def item_columns(self, sources: Sequence[str], blocks: Mapping[str, Block], rows: int) -> Float32s:
+        """What items are whoever asks, and in whatever context: float32 [rows, `item_width`], finite.
+
+        For each source its counters of the item, then the item's age and whether anybody ever touched it.
+
+        Args:
+            sources: contexts, declared.
+            blocks: of the items' views (``view_name(ITEM, source)``); one that is left out has no rows.
+            rows: how many items.
+
+        Raises:
+            SchemaError: a block whose shape is not [rows, W].
+        """
+        counters = self._advanced([view_name(ITEM, name) for name in sources], blocks, rows)
+        first = counters[:, :, -1].max(axis=0, initial=-1.0)
+        found = np.empty((rows, self.item_width(len(sources))), dtype=np.float32)
+        found[:, :-2] = self._shown(counters).transpose(1, 0, 2).reshape(rows, -1)
+        found[:, -2] = np.log1p(np.maximum(first, 0.0))
+        found[:, -1] = first >= 0
+        return found
+
+    def item_width(self, sources: int) -> int:
+        """Columns that `item_columns` makes of this many sources."""
+        return sources * len(self._counters) + 2
+
     def _read_by(self, context: str) -> _Read:
         """What rows of a context read; worked out once."""
         found = self._reads.get(context)
