@@ -59,7 +59,7 @@ def export_network(model: SharedModel, folder: Path) -> Path:
     if size > _LARGEST_GRAPH * 0.99:
         raise InputError(f"cannot export {size:,} bytes of weights: an ONNX file holds {_LARGEST_GRAPH:,}")
     adapter = model.zero_adapter()
-    graph = _normalised(_traced(model, adapter), set(adapter))
+    graph = normalised(_traced(model, adapter), {*COLUMNS, *adapter})
     compute_users_once(graph.graph, OF_USERS, [name for name in COLUMNS if name not in OF_USERS])
     for name, tensor in adapter.items():
         graph.graph.initializer.append(numpy_helper.from_array(tensor.numpy(), name))
@@ -86,7 +86,7 @@ def _traced(model: SharedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
     training = model.training
     model.eval()
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(
                 model,
                 kwargs={**rows, "adapter": adapter},
@@ -104,7 +104,7 @@ def _traced(model: SharedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Hide what torch 2.13 says of itself: a missing torchvision, its own deprecations, shared axis names."""
     log = logging.getLogger(_EXPORTER_LOG)
     level = log.level
@@ -120,8 +120,12 @@ def _quiet_exporter() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _normalised(traced: ModelProto, adapter: set[str]) -> ModelProto:
-    """Rebuild a traced model from what decides its result alone, under names that only order decides."""
+def normalised(traced: ModelProto, wanted: set[str]) -> ModelProto:
+    """Rebuild a traced model from what decides its result alone, under names that only order decides.
+
+    Raises:
+        InputError: it lacks an input that is ``wanted``, or holds a graph within a graph.
+    """
     source = traced.graph
     names = {found.name: found.name for found in (*source.input, *source.output)}
     values = {initializer.name: initializer for initializer in source.initializer}
@@ -150,7 +154,7 @@ def _normalised(traced: ModelProto, adapter: set[str]) -> ModelProto:
             target.append(
                 onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape)
             )
-    missing = (set(COLUMNS) | adapter) - {value.name for value in graph.input}
+    missing = wanted - {value.name for value in graph.input}
     if missing:
         raise InputError(f"the exported graph lacks the inputs {sorted(missing)}")
     if traced.functions:

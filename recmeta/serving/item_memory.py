@@ -155,6 +155,11 @@ class ItemMemory:
         }
         return self._space.part(ITEM, context, blocks, len(places))
 
+    def columns_of_all(self, sources: Sequence[str], places: Int64s, instant: int) -> Float32s:
+        """What some items are whoever asks: `FeatureSpace.item_columns`, made anew; arguments as there."""
+        blocks = {view_name(ITEM, name): self._block(name, places, instant) for name in sources}
+        return self._space.item_columns(sources, blocks, len(places))
+
     def _block(self, context: str, places: Int64s, instant: int) -> Block:
         rows = self._state.rows.get(context)
         values = np.zeros((len(places), self._width), dtype=np.float32)

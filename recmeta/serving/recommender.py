@@ -37,6 +37,7 @@ from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
+from recmeta.serving.retrieval import Retrieval
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 from recmeta.serving.served_log import ServedLog
 from recmeta.settings import Settings
@@ -105,6 +106,8 @@ class Recommender:
     _scorer: Scorer
     _exploration: Exploration
     _catalogue_checksum: str
+    _retrieval: Retrieval | None = None
+    """None: the latest items are scored."""
 
     def __init__(
         self,
@@ -155,6 +158,22 @@ class Recommender:
         self._reader = self._open_reader(settings.serving.store_timeout)
         self._guarded = GuardedReader(self._reader, settings.serving.store_rest)
         self._own_catalogue(bundle, like)
+        self._retrieval = self._open_retrieval(bundle)
+
+    def _open_retrieval(self, bundle: Bundle) -> Retrieval | None:
+        towers, serving = bundle.manifest.towers, self._settings.serving
+        if towers is None or serving.retrieval == "off" or len(self._catalogue) <= serving.most_candidates:
+            return None
+        approximate = serving.retrieval == "ann"
+        opened = Retrieval(bundle, towers, self._space, self._catalogue, approximate=approximate)
+        opened.encode(self._items, self._item_instant())
+        return opened
+
+    def _item_instant(self) -> int:
+        """The instant for which what items are is computed beforehand."""
+        as_of, ended = self._instant(None)
+        instant = _since_epoch(as_of)
+        return self._after_end(instant, _nobody(1, self._width)) if ended else instant
 
     def _own_catalogue(self, bundle: Bundle, like: Recommender | None) -> None:
         checksum = bundle.manifest.files[CATALOGUE].sha256
@@ -214,6 +233,8 @@ class Recommender:
         finally:
             guarded.close()
         self._newest = max(self._newest, self._items.newest())
+        if self._retrieval is not None:
+            self._retrieval.encode(self._items, self._item_instant())
 
     def record(self, interactions: pl.DataFrame) -> None:
         """Take live interactions (columns of ``Interaction``) into the online features at once.
@@ -331,8 +352,9 @@ class Recommender:
                 raise InputError(f"{name}: expected 0 to {most:g}, found {value}")
         alive = self._catalogue.alive(self._instant(now)[0], serving.alive_within)
         notes = () if alive else ("nobody touched any item lately; the latest ones are ranked",)
-        places = np.arange(min(alive or len(self._catalogue), serving.most_candidates))
-        ids = self._catalogue.ids[: len(places)]
+        alive = alive or len(self._catalogue)
+        places = self._candidates(context, user_id, alive, now, without_seen=exclude_seen)
+        ids = [self._catalogue.ids[place] for place in places.tolist()]
         asked = self._ask(context, user_id, ids, places, now, seen=exclude_seen, notes=notes)
         if exclude_seen:
             asked = asked.take(np.flatnonzero(~asked.seen))
@@ -476,7 +498,7 @@ class Recommender:
         if len(unknown):
             categories = self._catalogue.categories_of(ids)
             kept, kept_places = KeptItems(ids, categories), np.arange(len(ids))
-        met = self._seen(context, read, ids, rows) if seen else np.zeros(len(ids), dtype=np.bool_)
+        met = self._seen(context, read, places, rows) if seen else np.zeros(len(ids), dtype=np.bool_)
         return Asked(
             context,
             user_id,
@@ -491,6 +513,40 @@ class Recommender:
             tuple(told),
             bool(told),
         )
+
+    def _candidates(
+        self, context: str, user_id: str, alive: int, now: datetime | None, *, without_seen: bool
+    ) -> Int64s:
+        """Which of the first ``alive`` items are scored: all, what the towers choose, or the latest."""
+        most = self._settings.serving.most_candidates
+        if self._retrieval is None or alive <= most:
+            return np.arange(min(alive, most))
+        sources = self.contexts.feature_sources(context)
+        rows = self._guarded.request(user_id, sources, (), ()) or _nobody(len(sources), self._width)
+        as_of, ended = self._instant(now)
+        instant = _since_epoch(as_of)
+        if ended:
+            instant = self._after_end(instant, rows)
+        exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
+        without = self._catalogue.places(rows.history if without_seen and not exposed else ())
+        return self._retrieval.choose(
+            context,
+            user_id,
+            rows.history,
+            self._space.request_row(context, self._user_blocks(sources, rows, instant), instant),
+            alive=alive,
+            latest=round(most * self._settings.serving.latest_share),
+            most=most,
+            without=without,
+        )
+
+    def _user_blocks(self, read: Sequence[str], rows: UserRows, instant: int) -> dict[str, Block]:
+        """What is known of the user by view, one row each."""
+        own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant, dtype=np.int64))
+        return {
+            view_name(USER, name): Block(own.values[number : number + 1], own.hours[number : number + 1])
+            for number, name in enumerate(read)
+        }
 
     def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
         every = self.contexts.names
@@ -516,12 +572,7 @@ class Recommender:
         instant: int,
     ) -> Float32s:
         """The dense rows of one user and n items, [n, F]: what `FeatureSpace.assemble` makes, to the bit."""
-        at = np.full(len(read), instant, dtype=np.int64)
-        own = stored_block(rows.user, rows.knows_user, at)
-        blocks = {
-            view_name(USER, name): Block(own.values[number : number + 1], own.hours[number : number + 1])
-            for number, name in enumerate(read)
-        }
+        blocks = self._user_blocks(read, rows, instant)
         dense = np.repeat(self._space.request_row(context, blocks, instant)[None], len(ids), axis=0)
         if not len(ids):
             return dense
@@ -607,14 +658,12 @@ class Recommender:
         )
 
     def _seen(
-        self, context: str, read: Sequence[str], ids: Sequence[str], rows: UserRows
+        self, context: str, read: Sequence[str], places: Int64s, rows: UserRows
     ) -> npt.NDArray[np.bool_]:
         exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
-        seen = np.zeros(len(ids), dtype=np.bool_)
+        seen = np.zeros(len(places), dtype=np.bool_)
         if not exposed and rows.history:
-            recent = self._catalogue.places(rows.history)
-            recent = recent[(recent >= 0) & (recent < len(ids))]
-            seen[recent] = True  # what is recommended stands where it stands in the catalogue
+            seen |= np.isin(places, self._catalogue.places(rows.history))
         for number, name in enumerate(read):
             if not exposed or name == context:
                 engaged = rows.knows_pair[number] & (rows.pairs[number, :, 0] > 0)

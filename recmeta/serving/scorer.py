@@ -578,7 +578,7 @@ class _Sessions:
         checksum = self._bundle.manifest.files[path].sha256
         session = self._opened.get(checksum) or self._before.get(checksum)
         if session is None:
-            session = _open_session(self._bundle.file(path))
+            session = open_session(self._bundle.file(path))
         self._opened[checksum] = session
         return session
 
@@ -589,7 +589,12 @@ def _part(inputs: Inputs, start: int, end: int) -> Inputs:
     return {name: values[start:end] if len(values) == rows else values for name, values in inputs.items()}
 
 
-def _open_session(path: Path) -> Any:
+def open_session(path: Path) -> Any:
+    """The session of a graph, on one thread.
+
+    Raises:
+        IntegrityError: ONNX Runtime cannot load it.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # two are slower than one at 200 candidates
     options.inter_op_num_threads = 1

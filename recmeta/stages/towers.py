@@ -1,0 +1,386 @@
+"""Towers for the night's bundle: what it serves is asked about lists of users and items, and imitated.
+
+Users and items are looked up in the feature files as of some instants of the last days, so that the lists
+are what requests of tomorrow will be: people who acted lately, everything that is alive. The teacher is the
+bundle itself, scored as a server does it. Towers that find no more of what serves best than the latest items
+hold are not shipped. This module must never look at a label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from recmeta.bundle.export_towers import export_towers
+from recmeta.bundle.manifest import Manifest, Towers
+from recmeta.bundle.store import Bundle, seal
+from recmeta.dataset import CATEGORIES_PER_ITEM, Vocabularies
+from recmeta.distillation import Lists, distil
+from recmeta.events.schema import known_timestamp
+from recmeta.events.store import scan_events
+from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
+from recmeta.features.counters import MICROSECONDS_PER_HOUR
+from recmeta.features.partitions import HISTORY, counter_view
+from recmeta.features.schema import ITEM, ROW_TIME, USER, counter_names, view_name
+from recmeta.features.training_rows import stored_rows, view_as_of
+from recmeta.model_folder import load_model
+from recmeta.models.two_towers import TwoTowers
+from recmeta.serving.catalogue import CATALOGUE, Catalogue
+from recmeta.serving.pairs import ROWS_OF_A_RUN
+from recmeta.serving.scorer import KeptItems, Scorer
+from recmeta.stages.learn import feature_space
+from recmeta.stages.night import Night, Progress
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+HELD_OUT = 10
+"""One user of so many is kept for judging what the towers find."""
+
+TOP = 100
+"""Of what serves best for a judged user, this many are looked for."""
+
+PROPOSED = 2000
+"""Among this many retrieved items: as many as a server scores unless it is told otherwise."""
+
+AT_ONCE = 8192
+"""Items whose vectors are computed in one piece."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Counters of one view: values [n, W + 3], and where there is a row, [n]."""
+
+    values: Float32s
+    there: Bools
+
+    def block(self, chosen: Int64s, instant: int) -> Block:
+        return stored_block(
+            self.values[chosen], self.there[chosen], np.full(len(chosen), instant, dtype=np.int64)
+        )
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Who acted lately and what was alive at an instant, and what was known of both."""
+
+    instant: int
+    """Microseconds since 1970, UTC."""
+    alive: Int64s
+    """Items, by their place in the catalogue, the most recently touched first."""
+    items: dict[str, _Stored]
+    """By context, of the items in `alive`."""
+    users: list[str]
+    people: dict[str, _Stored]
+    """By context, of `users`."""
+    histories: list[list[str]]
+    held_out: Bools
+    """Of `users`."""
+
+
+def write_towers(
+    night: Night, manifest: Manifest, folder: Path, progress: Progress | None
+) -> tuple[Towers | None, dict[str, Any]]:
+    """Fit towers to the bundle that is being made in ``folder``, and write them there where they help.
+
+    Args:
+        night: whose bundle it is.
+        manifest: what the bundle says of itself; its unit ``trained`` lends its tables and ids.
+        folder: with all other files of the bundle.
+        progress: as in any stage.
+
+    Returns:
+        The manifest's entry, None where there are no towers; and what the night's report tells.
+    """
+    settings = night.settings.retrieval
+    if not settings.enabled or manifest.trained is None:
+        return None, {"made": False, "reason": "switched off"}
+    catalogue = Catalogue(folder / CATALOGUE)
+    alive = catalogue.alive(night.until, settings.alive_within)
+    if alive <= settings.least_items:
+        return None, {
+            "made": False,
+            "reason": f"{alive} items are alive; towers are made for more than {settings.least_items}",
+        }
+    asked = _Asked(night, Scorer(Bundle(folder, seal(manifest, folder))), catalogue)
+    if not all(snapshot.users for snapshot in asked.snapshots):
+        return None, {"made": False, "reason": "nobody acted lately"}
+    model = load_model(night.folder / "train")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(night.settings.training.threads)
+    try:
+        towers = distil(
+            asked.draw, model, len(night.contexts.names), settings, night.settings.training.seed, progress
+        )
+        found = asked.judge(towers)
+    finally:
+        torch.set_num_threads(threads)
+    report = {"alive": alive, **found}
+    if found["retrieved"] <= found["latest"]:
+        return None, {
+            "made": False,
+            "reason": f"of what serves best, the latest {PROPOSED} items hold {found['latest']:.3f}, and "
+            f"those that the towers chose {found['retrieved']:.3f}",
+            **report,
+        }
+    export_towers(towers, folder, history_length=night.settings.features.history_length)
+    entry = Towers(
+        unit=manifest.trained,
+        sources=asked.sources,
+        vector_size=settings.vector_size,
+        metrics=found,
+    )
+    return entry, {"made": True, "reason": "they find more of what serves best", **report}
+
+
+@dataclass
+class _Asked:
+    """Draws lists, and asks the bundle about them."""
+
+    night: Night
+    scorer: Scorer
+    catalogue: Catalogue
+    sources: tuple[str, ...] = field(init=False)
+    snapshots: list[_Snapshot] = field(init=False)
+
+    def __post_init__(self) -> None:
+        night = self.night
+        self.space: FeatureSpace = feature_space(night)
+        self._width = len(counter_names(self.space.half_lives)) + len(ROW_TIME)
+        self._columns = list(self.space.request_columns())
+        self._names = night.contexts.names
+        self._random = np.random.default_rng([night.settings.training.seed, 20_13])
+        self._kept = KeptItems(self.catalogue.ids, self.catalogue.categories)
+        vocabularies = Vocabularies.load(night.folder / "train")
+        self._users = vocabularies.users
+        self._items = vocabularies.items.encode(self.catalogue.ids)
+        self._vocabulary = vocabularies.items
+        self._categories = vocabularies.categories.encode_lists(
+            self.catalogue.categories, CATEGORIES_PER_ITEM
+        )
+        settings = night.settings.retrieval
+        events = (
+            scan_events(night.settings, None, night.until)
+            .select("user_id", "item_id", "context", known_timestamp())
+            .collect()
+        )
+        rows = events.group_by("context").len().sort("len", "context", descending=[True, False])
+        most = set(rows["context"].head(settings.most_sources).to_list())
+        self.sources = tuple(name for name in self._names if name in most)
+        self.snapshots = []
+        for days in range(settings.snapshots):
+            instant = night.until - timedelta(days=days)
+            lately = events.filter(
+                pl.col("known_timestamp") < instant,
+                pl.col("known_timestamp") >= instant - settings.alive_within,
+            )
+            if len(lately):
+                self.snapshots.append(self._snapshot(instant, lately))
+
+    def _snapshot(self, instant: datetime, lately: pl.DataFrame) -> _Snapshot:
+        settings = self.night.settings
+        touched = lately.group_by("item_id").agg(pl.col("known_timestamp").max())
+        touched = touched.sort("known_timestamp", "item_id", descending=[True, False])
+        alive = self.catalogue.places(touched["item_id"].to_list())
+        acted = lately["user_id"].unique().sort()
+        most = min(len(acted), settings.retrieval.most_users)
+        users = acted.gather(np.sort(self._random.choice(len(acted), most, replace=False))).to_list()
+        at = pl.lit(instant).cast(pl.Datetime("us", "UTC")).alias("event_timestamp")
+        about = touched.select("item_id", at)
+        who = pl.DataFrame({"user_id": users}, schema={"user_id": pl.String}).with_columns(at)
+        items = {
+            name: _Stored(*stored_rows(view_as_of(settings, counter_view(ITEM, name), about), self._width))
+            for name in self._names
+        }
+        people = {
+            name: _Stored(*stored_rows(view_as_of(settings, counter_view(USER, name), who), self._width))
+            for name in self._names
+        }
+        empty = pl.Series([[]], dtype=pl.List(pl.String))
+        histories = view_as_of(settings, HISTORY, who).fill_null(empty).to_list()
+        known = self._users.encode(users)
+        # By the id's own number, so that a user is held out of all snapshots or of none.
+        held = np.where(known > 0, known, np.arange(len(users))) % HELD_OUT == 0
+        stamp = int(instant.timestamp()) * 1_000_000
+        return _Snapshot(stamp, alive, items, users, people, histories, held)
+
+    # Lists ----------------------------------------------------------------------------------------
+
+    def draw(self, towers: TwoTowers | None) -> list[Lists]:
+        """The lists of a round."""
+        settings = self.night.settings.retrieval
+        vectors: dict[int, torch.Tensor] = {}
+        drawn = []
+        for number in range(settings.lists):
+            place = number % len(self.snapshots)
+            snapshot = self.snapshots[place]
+            instant = snapshot.instant + int(self._random.integers(int(24 * MICROSECONDS_PER_HOUR)))
+            context = self._names[int(self._random.integers(len(self._names)))]
+            learnt = np.flatnonzero(~snapshot.held_out)
+            if not len(learnt):
+                learnt = np.arange(len(snapshot.users))
+            who = np.sort(
+                self._random.choice(learnt, min(len(learnt), settings.users_per_list), replace=False)
+            )
+            asked = self._people(snapshot, context, who, instant)
+            best = np.zeros(0, dtype=np.int64)
+            if towers is not None:
+                if place not in vectors:
+                    vectors[place] = self.vectors(towers, snapshot, snapshot.instant)
+                best = self._best(towers, asked, context, vectors[place])
+            about = self._mixed(len(snapshot.alive), best, settings.items_per_list)
+            drawn.append(self._list(snapshot, context, who, about, instant, asked))
+        return drawn
+
+    def _best(
+        self, towers: TwoTowers, asked: dict[str, torch.Tensor], context: str, vectors: torch.Tensor
+    ) -> Int64s:
+        """Items that the towers think best for some of the users: more of them the higher they stand."""
+        index = torch.full((len(asked["user"]),), self._names.index(context) + 1)
+        scores = towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
+        most = min(scores.shape[1], PROPOSED)
+        order = scores.topk(most, dim=1).indices.numpy()
+        wanted = self.night.settings.retrieval.items_per_list // 2
+        each = max(1, 2 * wanted // len(order))
+        ranks = np.minimum(
+            np.floor(most ** self._random.random((len(order), each))).astype(np.int64) - 1, most - 1
+        )
+        found = np.unique(np.take_along_axis(order, ranks, axis=1))
+        chosen: Int64s = self._random.choice(found, min(len(found), wanted), replace=False)
+        return chosen
+
+    def _mixed(self, alive: int, best: Int64s, wanted: int) -> Int64s:
+        """``best`` and others: half of those drawn evenly, half from what was touched last."""
+        others = wanted - len(best)
+        recent = np.floor(alive ** self._random.random(others // 2)).astype(np.int64) - 1
+        even = self._random.choice(alive, min(alive, others - others // 2), replace=False)
+        return np.unique(np.concatenate([best, np.clip(recent, 0, alive - 1), even]))
+
+    def _list(
+        self,
+        snapshot: _Snapshot,
+        context: str,
+        who: Int64s,
+        about: Int64s,
+        instant: int,
+        asked: dict[str, torch.Tensor],
+    ) -> Lists:
+        places = snapshot.alive[about]
+        return Lists(
+            user_dense=asked["dense"],
+            user=asked["user"],
+            history=asked["history"],
+            context=self._names.index(context) + 1,
+            item_dense=torch.from_numpy(self._item_dense(snapshot, about, instant)),
+            item=torch.from_numpy(self._items[places]),
+            categories=torch.from_numpy(self._categories[places]),
+            teacher=torch.from_numpy(self.teacher(snapshot, context, who, about, instant)),
+        )
+
+    def _people(
+        self, snapshot: _Snapshot, context: str, who: Int64s, instant: int
+    ) -> dict[str, torch.Tensor]:
+        rows = self._request_rows(snapshot, context, who, instant)
+        length = self.space.history_length
+        return {
+            "dense": torch.from_numpy(np.ascontiguousarray(rows[:, self._columns])),
+            "user": torch.from_numpy(self._users.encode([snapshot.users[one] for one in who.tolist()])),
+            "history": torch.from_numpy(
+                self._vocabulary.encode_lists([snapshot.histories[one] for one in who.tolist()], length)
+            ),
+        }
+
+    def _request_rows(self, snapshot: _Snapshot, context: str, who: Int64s, instant: int) -> Float32s:
+        """Dense rows of users of whom no item is known, [B, F]."""
+        row = self.space.request_row(context, {}, instant)
+        rows = np.repeat(row[None], len(who), axis=0)
+        blocks = {
+            view_name(USER, name): snapshot.people[name].block(who, instant)
+            for name in self.space.contexts.feature_sources(context)
+        }
+        rows[:, self.space.places[USER]] = self.space.part(USER, context, blocks, len(who))
+        return rows
+
+    def _item_dense(self, snapshot: _Snapshot, about: Int64s, instant: int) -> Float32s:
+        blocks = {view_name(ITEM, name): snapshot.items[name].block(about, instant) for name in self.sources}
+        return self.space.item_columns(self.sources, blocks, len(about))
+
+    def teacher(
+        self, snapshot: _Snapshot, context: str, who: Int64s, about: Int64s, instant: int
+    ) -> Float32s:
+        """What the bundle makes of users and items who never met: logits, float32 [B, M]."""
+        rows = self._request_rows(snapshot, context, who, instant)
+        blocks = {
+            view_name(ITEM, name): snapshot.items[name].block(about, instant)
+            for name in self.space.contexts.feature_sources(context)
+        }
+        part = self.space.part(ITEM, context, blocks, len(about))
+        found = np.empty((len(who), len(about)), dtype=np.float32)
+        for row, user in enumerate(who.tolist()):
+            for start in range(0, len(about), ROWS_OF_A_RUN):
+                end = min(start + ROWS_OF_A_RUN, len(about))
+                dense = np.repeat(rows[row][None], end - start, axis=0)
+                dense[:, self.space.places[ITEM]] = part[start:end]
+                found[row, start:end] = self.scorer.score_kept(
+                    context,
+                    snapshot.users[user],
+                    snapshot.histories[user],
+                    self._kept,
+                    snapshot.alive[about[start:end]],
+                    dense,
+                )
+        return found
+
+    @torch.no_grad()
+    def vectors(self, towers: TwoTowers, snapshot: _Snapshot, instant: int) -> torch.Tensor:
+        """The vectors of all items that are alive, [n, d]."""
+        parts = []
+        for start in range(0, len(snapshot.alive), AT_ONCE):
+            about = np.arange(start, min(start + AT_ONCE, len(snapshot.alive)))
+            places = snapshot.alive[about]
+            parts.append(
+                towers.item_vectors(
+                    torch.from_numpy(self._item_dense(snapshot, about, instant)),
+                    torch.from_numpy(self._items[places]),
+                    torch.from_numpy(self._categories[places]),
+                )
+            )
+        return torch.cat(parts)
+
+    # Judging --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def judge(self, towers: TwoTowers) -> dict[str, float]:
+        """The share of the `TOP` that serve best which is among `PROPOSED` items, on held-out users."""
+        snapshot, settings = self.snapshots[0], self.night.settings.retrieval
+        vectors = self.vectors(towers, snapshot, snapshot.instant)
+        alive = len(snapshot.alive)
+        proposed = min(PROPOSED, alive // 2)  # half at the most: all would be found by anything
+        among = np.flatnonzero(snapshot.held_out)
+        if not len(among):
+            among = np.arange(len(snapshot.users))
+        chosen = self._random.choice(among, min(len(among), settings.judged_users), replace=False)
+        retrieved, latest = [], []
+        for number, user in enumerate(chosen.tolist()):
+            context = self._names[number % len(self._names)]
+            who = np.array([user])
+            logits = self.teacher(snapshot, context, who, np.arange(alive), snapshot.instant)[0]
+            best = np.argpartition(-logits, TOP - 1)[:TOP]
+            asked = self._people(snapshot, context, who, snapshot.instant)
+            index = torch.tensor([self._names.index(context) + 1])
+            scores = towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
+            found = scores[0].topk(proposed).indices.numpy()
+            retrieved.append(np.isin(best, found).mean())
+            latest.append((best < proposed).mean())
+        return {
+            "retrieved": round(float(np.mean(retrieved)), 4),
+            "latest": round(float(np.mean(latest)), 4),
+            "proposed": proposed,
+        }
