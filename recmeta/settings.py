@@ -302,6 +302,12 @@ class RetrievalSettings(_Group):
     unknown_share: float = Field(
         default=0.2, ge=0, lt=1, description="share of contexts, users and items hidden, as in training"
     )
+    proposed: int = Field(
+        default=2000,
+        ge=5,
+        description="items among which what serves best is looked for, when towers are judged and lists "
+        "drawn; as serving.most_candidates",
+    )
     judged_users: int = Field(
         default=32, ge=2, description="held out, for whom all items are scored to see what towers find"
     )

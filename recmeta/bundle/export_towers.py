@@ -52,17 +52,17 @@ def export_towers(towers: TwoTowers, folder: Path, *, history_length: int) -> No
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"cannot export towers whose {name} holds NaN or infinity")
     shape = towers.shape
-    nobody = torch.zeros(3, dtype=torch.int64)
+    # A tensor for each input: one that stands for two is one input to the exporter.
     items = {
         "dense": torch.zeros(3, shape.item_features),
-        "item": nobody,
+        "item": torch.zeros(3, dtype=torch.int64),
         "categories": torch.zeros(3, towers.item_categories.shape[1], dtype=torch.int64),
     }
     users = {
         "dense": torch.zeros(3, shape.user_features),
-        "user": nobody,
+        "user": torch.zeros(3, dtype=torch.int64),
         "history": torch.zeros(3, history_length, dtype=torch.int64),
-        "context": nobody,
+        "context": torch.zeros(3, dtype=torch.int64),
     }
     was_training = towers.training
     towers.eval()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ import polars as pl
 import torch
 
 from recmeta.bundle.export_towers import export_towers
-from recmeta.bundle.manifest import Manifest, Towers
+from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER, Manifest, Towers
+from recmeta.bundle.parity import towers_difference
 from recmeta.bundle.store import Bundle, seal
 from recmeta.dataset import CATEGORIES_PER_ITEM, Vocabularies
 from recmeta.distillation import Lists, distil
@@ -46,9 +48,6 @@ HELD_OUT = 10
 
 TOP = 100
 """Of what serves best for a judged user, this many are looked for."""
-
-PROPOSED = 2000
-"""Among this many retrieved items: as many as a server scores unless it is told otherwise."""
 
 AT_ONCE = 8192
 """Items whose vectors are computed in one piece."""
@@ -110,8 +109,8 @@ def write_towers(
             "reason": f"{alive} items are alive; towers are made for more than {settings.least_items}",
         }
     asked = _Asked(night, Scorer(Bundle(folder, seal(manifest, folder))), catalogue)
-    if not all(snapshot.users for snapshot in asked.snapshots):
-        return None, {"made": False, "reason": "nobody acted lately"}
+    if not asked.snapshots or min(len(snapshot.users) for snapshot in asked.snapshots) < 2:
+        return None, {"made": False, "reason": "hardly anybody acted lately"}
     model = load_model(night.folder / "train")
     threads = torch.get_num_threads()
     torch.set_num_threads(night.settings.training.threads)
@@ -119,25 +118,27 @@ def write_towers(
         towers = distil(
             asked.draw, model, len(night.contexts.names), settings, night.settings.training.seed, progress
         )
+        export_towers(towers, folder, history_length=night.settings.features.history_length)
         found = asked.judge(towers)
+        gap = towers_difference(towers, folder, *asked.probes())
     finally:
         torch.set_num_threads(threads)
-    report = {"alive": alive, **found}
-    if found["retrieved"] <= found["latest"]:
-        return None, {
-            "made": False,
-            "reason": f"of what serves best, the latest {PROPOSED} items hold {found['latest']:.3f}, and "
-            f"those that the towers chose {found['retrieved']:.3f}",
-            **report,
-        }
-    export_towers(towers, folder, history_length=night.settings.features.history_length)
-    entry = Towers(
-        unit=manifest.trained,
-        sources=asked.sources,
-        vector_size=settings.vector_size,
-        metrics=found,
-    )
-    return entry, {"made": True, "reason": "they find more of what serves best", **report}
+    report = {"alive": alive, "largest_difference": gap, **found}
+    if gap > night.settings.gate.parity:
+        reason = f"the exported towers differ from the fitted ones by {gap:.3g}"
+    elif found["retrieved"] <= found["latest"]:
+        reason = (
+            f"of what serves best, the latest {found['proposed']:.0f} items hold {found['latest']:.3f}, "
+            f"and those that the towers chose {found['retrieved']:.3f}"
+        )
+    else:
+        entry = Towers(
+            unit=manifest.trained, sources=asked.sources, vector_size=settings.vector_size, metrics=found
+        )
+        return entry, {"made": True, "reason": "they find more of what serves best", **report}
+    for path in (ITEM_TOWER, USER_TOWER):
+        (folder / path).unlink()
+    return None, {"made": False, "reason": reason, **report}
 
 
 @dataclass
@@ -205,9 +206,8 @@ class _Asked:
         }
         empty = pl.Series([[]], dtype=pl.List(pl.String))
         histories = view_as_of(settings, HISTORY, who).fill_null(empty).to_list()
-        known = self._users.encode(users)
-        # By the id's own number, so that a user is held out of all snapshots or of none.
-        held = np.where(known > 0, known, np.arange(len(users))) % HELD_OUT == 0
+        # By the id alone, so that a user is held out of all snapshots or of none.
+        held = np.array([crc32(user.encode()) % HELD_OUT == 0 for user in users], dtype=np.bool_)
         stamp = int(instant.timestamp()) * 1_000_000
         return _Snapshot(stamp, alive, items, users, people, histories, held)
 
@@ -245,9 +245,10 @@ class _Asked:
         """Items that the towers think best for some of the users: more of them the higher they stand."""
         index = torch.full((len(asked["user"]),), self._names.index(context) + 1)
         scores = towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
-        most = min(scores.shape[1], PROPOSED)
+        settings = self.night.settings.retrieval
+        most = min(scores.shape[1], settings.proposed)
         order = scores.topk(most, dim=1).indices.numpy()
-        wanted = self.night.settings.retrieval.items_per_list // 2
+        wanted = settings.items_per_list // 2
         each = max(1, 2 * wanted // len(order))
         ranks = np.minimum(
             np.floor(most ** self._random.random((len(order), each))).astype(np.int64) - 1, most - 1
@@ -356,13 +357,28 @@ class _Asked:
 
     # Judging --------------------------------------------------------------------------------------
 
+    def probes(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Rows of some items and users on which exported graphs are compared: the towers' columns."""
+        snapshot, context = self.snapshots[0], self._names[0]
+        about = np.arange(min(len(snapshot.alive), AT_ONCE))
+        who = np.arange(len(snapshot.users))
+        places = snapshot.alive[about]
+        items = {
+            "dense": torch.from_numpy(self._item_dense(snapshot, about, snapshot.instant)),
+            "item": torch.from_numpy(self._items[places]),
+            "categories": torch.from_numpy(self._categories[places]),
+        }
+        people = self._people(snapshot, context, who, snapshot.instant)
+        return items, {**people, "context": torch.ones(len(who), dtype=torch.int64)}
+
     @torch.no_grad()
     def judge(self, towers: TwoTowers) -> dict[str, float]:
-        """The share of the `TOP` that serve best which is among `PROPOSED` items, on held-out users."""
+        """The share of the `TOP` that serve best which is among ``proposed`` items, on held-out users."""
         snapshot, settings = self.snapshots[0], self.night.settings.retrieval
         vectors = self.vectors(towers, snapshot, snapshot.instant)
         alive = len(snapshot.alive)
-        proposed = min(PROPOSED, alive // 2)  # half at the most: all would be found by anything
+        proposed = min(settings.proposed, alive // 2)  # half at the most: all would be found by anything
+        top = min(TOP, max(1, proposed // 5))
         among = np.flatnonzero(snapshot.held_out)
         if not len(among):
             among = np.arange(len(snapshot.users))
@@ -372,7 +388,7 @@ class _Asked:
             context = self._names[number % len(self._names)]
             who = np.array([user])
             logits = self.teacher(snapshot, context, who, np.arange(alive), snapshot.instant)[0]
-            best = np.argpartition(-logits, TOP - 1)[:TOP]
+            best = np.argpartition(-logits, top - 1)[:top]
             asked = self._people(snapshot, context, who, snapshot.instant)
             index = torch.tensor([self._names.index(context) + 1])
             scores = towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T

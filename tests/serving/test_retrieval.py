@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Living
-from tower_bundle import publish_with_towers
+from tower_bundle import drawn_towers, publish_with_towers
 
 from recmeta.bundle.store import BundleStore
+from recmeta.bundle.unit import read_ids
 from recmeta.errors import InputError
 from recmeta.features.counters import Float32s
 from recmeta.serving.approximate import ApproximateIndex
@@ -108,6 +110,43 @@ def test_what_is_scored_are_the_latest_and_the_largest_products_among_what_is_al
     free = [place for place in range(5, alive) if place not in set(seen.tolist())]
     wanted = sorted(free, key=lambda place: -products[place])[: MOST - 5]
     assert places[5:].tolist() == sorted(wanted)
+
+
+def test_vectors_and_queries_are_those_of_the_towers(
+    living: Living, towered: Recommender, now: datetime
+) -> None:
+    retrieval, catalogue = towered._retrieval, towered._catalogue
+    assert retrieval is not None
+    manifest, instant = towered.manifest, int(now.timestamp()) * 1_000_000
+    towers, (unit,) = drawn_towers(manifest), manifest.units
+    folder = living.settings.bundles_folder / towered.version / "units" / unit
+    codes = {
+        name: {found: number for number, found in enumerate(read_ids(folder / f"{name}.txt"), 1)}
+        for name in ("users", "items", "categories")
+    }
+    retrieval.encode(towered._items, instant)
+    places = np.arange(len(catalogue))
+    dense = towered._items.columns_of_all(manifest.declarations.names, places, instant)
+    about = torch.zeros(len(places), 4, dtype=torch.int64)
+    for place, of in enumerate(catalogue.categories):
+        about[place, : len(of)] = torch.tensor([codes["categories"][name] for name in of])
+    items = torch.tensor([codes["items"].get(name, 0) for name in catalogue.ids])
+    user = living.reader()
+    history = [str(found["item_id"]) for found in towered.history(user)]
+    past = torch.zeros(1, manifest.features.history_length, dtype=torch.int64)
+    past[0, : len(history)] = torch.tensor([codes["items"].get(name, 0) for name in history])
+    row = np.random.default_rng(0).random(towered._space.size, dtype=np.float32)
+    columns = torch.from_numpy(row[None, list(towered._space.request_columns())])
+    who, where = (
+        torch.tensor([codes["users"][user]]),
+        torch.tensor([manifest.units[unit].context_index("feed")]),
+    )
+    with torch.no_grad():
+        vectors = towers.item_vectors(torch.from_numpy(dense), items, about).numpy()
+        query = towers.queries(columns, who, past, where).numpy()[0]
+    assert isinstance(retrieval._index, ExactIndex)
+    np.testing.assert_allclose(retrieval._index._vectors, vectors, atol=2e-5)
+    np.testing.assert_allclose(retrieval._query("feed", user, history, row), query, atol=2e-5)
 
 
 def test_every_score_is_the_one_that_rank_gives(living: Living, towered: Recommender, now: datetime) -> None:
