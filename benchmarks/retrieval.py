@@ -6,8 +6,9 @@ Each log is cut at a midnight. A whole night runs over what was known by then, o
 asked for users who engage with something in the days after. *Recall*: of the best items by the served model,
 all items scored, how many are among the candidates. *Hit rate*: how many of those users find something
 that they engage with later in the first 10 or 100 of the list that these candidates give; of what is alive
-at the cut, and unseen. Candidates: the towers' best; those with some of the latest, as is served; the latest,
-as without towers; the most popular in the context; all. ± is the deviation over seeds.
+at the cut, and unseen. Candidates: the towers' best; those with a quarter of the latest, as is served where
+the night's gate lets towers choose; the latest, as is served elsewhere; the most popular in the context; all.
+± is the deviation over seeds.
 
 Times are of one thread on vectors that the night learnt, repeated with noise, and on its users' queries.
 """
@@ -42,7 +43,7 @@ from recmeta.serving.retrieval import ExactIndex, Index
 from recmeta.settings import load_settings
 
 BUDGETS = (500, 2000)
-WAYS = ("towers", "served", "latest", "popular")
+WAYS = ("towers", "towers, a quarter latest", "latest", "popular")
 LOGS: dict[str, dict[str, Any]] = {
     "simulator": {
         "until": "2026-06-25",
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cofacts", type=Path, default=None, help="folder of the log; none: left out")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--users", type=int, default=150, help="of each context, at the most")
+    parser.add_argument("--users", type=int, default=100, help="of each context, at the most")
     parser.add_argument("--workspaces", type=Path, default=None, help="kept and used again where given")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--part", nargs=3, default=None, help=argparse.SUPPRESS)
@@ -133,14 +134,14 @@ def night(workspace: Path, seed: int, log: str, most: int) -> dict[str, Any]:
         raise SystemExit(f"{log}, seed {seed}: nothing was promoted: {told['reason']}")
     serving = {"alive_within": chosen["alive"], "most_items": 10**6}
     recommender = Recommender(load_settings(workspace, serving=serving, **settings))
+    if recommender._retrieval is None:
+        raise SystemExit(f"{log}, seed {seed}: no towers were made")
     found = {
         context: of_context(recommender, context, later(workspace, chosen, context), most)
         for context in recommender.contexts.names
     }
-    report = json.loads(next(workspace.glob("runs/*/publish.json")).read_text(encoding="utf-8"))
-    for file in workspace.glob("runs/*/publish.json"):
-        read = json.loads(file.read_text(encoding="utf-8"))
-        report = read if read["version"] == told["version"] else report
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in workspace.glob("runs/*/publish.json")]
+    report = next(read for read in reports if read["version"] == told["version"])
     return {
         "contexts": found,
         "serves": dict(recommender.serves),
@@ -213,14 +214,19 @@ def proposed(
         return popular[:budget]
     if way == "latest":
         return np.arange(min(alive, budget))
-    share = 0.0 if way == "towers" else recommender._settings.serving.latest_share
-    before = recommender._settings
-    serving = before.serving.model_copy(update={"most_candidates": budget, "latest_share": share})
-    recommender._settings = before.model_copy(update={"serving": serving})
+    retrieval, settings = recommender._retrieval, recommender._settings
+    assert retrieval is not None
+    towers = retrieval._towers
+    share = 0.0 if way == "towers" else towers.latest_share
+    serving = settings.serving.model_copy(update={"most_candidates": budget})
+    # Whatever the gate said of the context: it is what the gate is held against.
+    forced = {"latest_share": share, "contexts": recommender.contexts.names}
+    recommender._settings = settings.model_copy(update={"serving": serving})
+    retrieval._towers = towers.model_copy(update=forced)
     try:
         return recommender._candidates(context, user, alive, recommender.until, without_seen=True)
     finally:
-        recommender._settings = before
+        recommender._settings, retrieval._towers = settings, towers
 
 
 # Time -------------------------------------------------------------------------------------------------
@@ -460,6 +466,18 @@ def of_log(log: str, nights: list[dict[str, Any]]) -> list[str]:
             if what == "hit":
                 cells = [spread(nights, context, f"all hit@{k}") for k in (10, 100)]
                 lines.append(f"| {context} ({found['users']}) | all | " + " | ".join(cells * 2) + " |")
+    return lines
+
+
+def gate(nights: list[dict[str, Any]]) -> list[str]:
+    """What the night's own gate found in the days before the cut, and decided."""
+    lines = ["", "The gate: share of later engagements in the first 100, in the days before the cut.", ""]
+    lines += ["| context | towers, a quarter latest | latest | towers choose, by seed |", "| --- " * 4 + "|"]
+    for context in nights[0]["contexts"]:
+        judged = [found["retrieval"]["contexts"][context] for found in nights]
+        means = [fmean(one[name] for one in judged) for name in ("retrieved", "latest")]
+        chosen = ", ".join("yes" if one["retrieves"] else "no" for one in judged)
+        lines.append(f"| {context} | {means[0]:.3f} | {means[1]:.3f} | {chosen} |")
     return lines
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -242,7 +243,18 @@ class Towers(_Entry):
     unit: str = Field(description="a name in `units`, whose ids and contexts these are")
     sources: tuple[str, ...] = Field(min_length=1, description="contexts whose counters of items are read")
     vector_size: int = Field(ge=1)
+    contexts: tuple[str, ...] = Field(
+        description="those whose candidates they choose; others' are the latest"
+    )
+    newcomers: bool = Field(description="whether they choose for contexts that came later, too")
+    latest_share: Annotated[Number, Field(ge=0, le=1)] = Field(
+        description="of the candidates, the most recently touched in any case"
+    )
     metrics: dict[str, Any] = Field(default_factory=dict)
+
+    def choose_for(self, context: str, known: Collection[str]) -> bool:
+        """Whether they choose a context's candidates; ``known`` are those that there were when fitted."""
+        return context in self.contexts or (self.newcomers and context not in known)
 
     def wanted_files(self) -> frozenset[str]:
         """The two graphs."""
@@ -316,9 +328,9 @@ class Manifest(_Entry):
     def _towers_hold(self, towers: Towers) -> None:
         if towers.unit not in self.units:
             raise ValueError(f"towers: unit {towers.unit!r} is not among the units")
-        unknown = sorted(set(towers.sources) - set(self.declarations.names))
+        unknown = sorted({*towers.sources, *towers.contexts} - set(self.declarations.names))
         if unknown:
-            raise ValueError(f"towers: expected sources that are declared, found {', '.join(unknown)}")
+            raise ValueError(f"towers: expected contexts that are declared, found {', '.join(unknown)}")
 
     def _stack_holds(self, context: str, stack: Stack) -> None:
         if stack.bank not in self.banks:

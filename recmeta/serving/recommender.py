@@ -519,7 +519,7 @@ class Recommender:
     ) -> Int64s:
         """Which of the first ``alive`` items are scored: all, what the towers choose, or the latest."""
         most = self._settings.serving.most_candidates
-        if self._retrieval is None or alive <= most:
+        if self._retrieval is None or alive <= most or not self._retrieval.chooses(context):
             return np.arange(min(alive, most))
         sources = self.contexts.feature_sources(context)
         rows = self._guarded.request(user_id, sources, (), ()) or _nobody(len(sources), self._width)
@@ -535,7 +535,6 @@ class Recommender:
             rows.history,
             self._space.request_row(context, self._user_blocks(sources, rows, instant), instant),
             alive=alive,
-            latest=round(most * self._settings.serving.latest_share),
             most=most,
             without=without,
         )

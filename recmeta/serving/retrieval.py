@@ -83,7 +83,7 @@ class Retrieval:
             InputError: ``approximate``, and faiss is not installed.
         """
         self._space, self._catalogue, self._sources = space, catalogue, towers.sources
-        self._contexts = bundle.manifest.units[towers.unit]
+        self._towers, self._unit = towers, bundle.manifest.units[towers.unit]
         self._columns = np.array(space.request_columns(), dtype=np.int64)
         self._build: Any = _approximate_index() if approximate else ExactIndex
         self._item = _Tower(
@@ -106,8 +106,11 @@ class Retrieval:
         self._category_codes = ids["categories"].encode_lists(
             catalogue.categories, self._item.width("categories")
         )
-        self._size = towers.vector_size
         self._index: Index | None = None
+
+    def chooses(self, context: str) -> bool:
+        """Whether the towers choose this context's candidates: elsewhere the latest were no worse."""
+        return self._towers.choose_for(context, self._unit.contexts)
 
     def encode(self, memory: ItemMemory, instant: int) -> None:
         """Compute the vectors of all items as of an instant (microseconds since 1970, UTC).
@@ -115,7 +118,7 @@ class Retrieval:
         Raises:
             IntegrityError: the item tower gives vectors of another size than the manifest says.
         """
-        vectors = np.empty((len(self._catalogue), self._size), dtype=np.float32)
+        vectors = np.empty((len(self._catalogue), self._towers.vector_size), dtype=np.float32)
         for start in range(0, len(vectors), ITEMS_AT_ONCE):
             places = np.arange(start, min(start + ITEMS_AT_ONCE, len(vectors)))
             vectors[places] = self._item.run(
@@ -124,7 +127,7 @@ class Retrieval:
                     "item": self._item_codes[places],
                     "categories": self._category_codes[places],
                 },
-                self._size,
+                self._towers.vector_size,
             )
         self._index = self._build(vectors)
 
@@ -136,7 +139,6 @@ class Retrieval:
         row: Float32s,
         *,
         alive: int,
-        latest: int,
         most: int,
         without: Int64s,
     ) -> Int64s:
@@ -148,12 +150,11 @@ class Retrieval:
             history: item ids that the user engaged with, the most recent first.
             row: the user's dense row in this context, of no item, float32 [F].
             alive: only the first so many items of the catalogue.
-            latest: so many of the first ones in any case.
-            most: at the most, not fewer than ``latest``.
+            most: at the most; a share of them are the first ones, the most recently touched.
             without: places that are not wanted beside those, [m].
         """
         assert self._index is not None  # noqa: S101  (whoever opens a bundle encodes its items)
-        latest = min(latest, alive)
+        latest = min(round(most * self._towers.latest_share), alive)
         query = self._query(context, user_id, history, row)
         without = np.unique(without[(without >= latest) & (without < alive)])
         found = self._index.best(query, latest, alive, most - latest, without)
@@ -168,9 +169,9 @@ class Retrieval:
                 "dense": row[None, self._columns],
                 "user": self._users.encode([user_id]),
                 "history": past,
-                "context": np.array([self._contexts.context_index(context)], dtype=np.int64),
+                "context": np.array([self._unit.context_index(context)], dtype=np.int64),
             },
-            self._size,
+            self._towers.vector_size,
         )
         query: Float32s = vectors[0]
         return query

@@ -2,12 +2,13 @@
 
 Users and items are looked up in the feature files as of some instants of the last days, so that the lists
 are what requests of tomorrow will be: people who acted lately, everything that is alive. The teacher is the
-bundle itself, scored as a server does it. Towers that find no more of what serves best than the latest items
-hold are not shipped. This module must never look at a label.
+bundle itself, scored as a server does it, and no label is looked at. Only what then helps is shipped: towers
+choose in a context where lists hold no less of later engagements than lists of the latest items do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from recmeta.bundle.export_towers import export_towers
 from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER, Manifest, Towers
 from recmeta.bundle.parity import towers_difference
 from recmeta.bundle.store import Bundle, seal
+from recmeta.contexts import ExposureNegatives
 from recmeta.dataset import CATEGORIES_PER_ITEM, Vocabularies
 from recmeta.distillation import Lists, distil
 from recmeta.events.schema import known_timestamp
@@ -38,7 +40,7 @@ from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.pairs import ROWS_OF_A_RUN
 from recmeta.serving.scorer import KeptItems, Scorer
 from recmeta.stages.learn import feature_space
-from recmeta.stages.night import Night, Progress
+from recmeta.stages.night import Night, Progress, labelled_rows
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -47,7 +49,10 @@ HELD_OUT = 10
 """One user of so many is kept for judging what the towers find."""
 
 TOP = 100
-"""Of what serves best for a judged user, this many are looked for."""
+"""So many first items of a list are looked at for later engagements, and so many are what serves best."""
+
+RECALL_USERS = 32
+"""For whom all items are scored, to see what of the best the towers find."""
 
 AT_ONCE = 8192
 """Items whose vectors are computed in one piece."""
@@ -119,25 +124,30 @@ def write_towers(
             asked.draw, model, len(night.contexts.names), settings, night.settings.training.seed, progress
         )
         export_towers(towers, folder, history_length=night.settings.features.history_length)
-        found = asked.judge(towers)
         gap = towers_difference(towers, folder, *asked.probes())
+        report = {"alive": alive, "largest_difference": gap, "recall": asked.recall(towers)}
+        judged = asked.judge(towers)
     finally:
         torch.set_num_threads(threads)
-    report = {"alive": alive, "largest_difference": gap, **found}
-    if gap > night.settings.gate.parity:
-        reason = f"the exported towers differ from the fitted ones by {gap:.3g}"
-    elif found["retrieved"] <= found["latest"]:
-        reason = (
-            f"of what serves best, the latest {found['proposed']:.0f} items hold {found['latest']:.3f}, "
-            f"and those that the towers chose {found['retrieved']:.3f}"
-        )
-    else:
+    chosen = tuple(name for name, found in judged.items() if found["retrieves"])
+    gains = [found["retrieved"] - found["latest"] for found in judged.values() if found["enough"]]
+    report["contexts"] = judged
+    if gap <= night.settings.gate.parity and chosen:
         entry = Towers(
-            unit=manifest.trained, sources=asked.sources, vector_size=settings.vector_size, metrics=found
+            unit=manifest.trained,
+            sources=asked.sources,
+            vector_size=settings.vector_size,
+            contexts=chosen,
+            newcomers=float(np.mean(gains)) >= 0.0,
+            latest_share=settings.latest_share,
+            metrics={"recall": report["recall"], "contexts": judged},
         )
-        return entry, {"made": True, "reason": "they find more of what serves best", **report}
+        return entry, {"made": True, "reason": f"they choose for {', '.join(chosen)}", **report}
     for path in (ITEM_TOWER, USER_TOWER):
         (folder / path).unlink()
+    reason = "in no context do lists of what they chose hold as many later engagements as those of the latest"
+    if gap > night.settings.gate.parity:
+        reason = f"the exported towers differ from the fitted ones by {gap:.3g}"
     return None, {"made": False, "reason": reason, **report}
 
 
@@ -169,30 +179,33 @@ class _Asked:
         settings = night.settings.retrieval
         events = (
             scan_events(night.settings, None, night.until)
-            .select("user_id", "item_id", "context", known_timestamp())
+            .select("user_id", "item_id", "context", "label", known_timestamp())
             .collect()
         )
+        self._events = events
         rows = events.group_by("context").len().sort("len", "context", descending=[True, False])
         most = set(rows["context"].head(settings.most_sources).to_list())
         self.sources = tuple(name for name in self._names if name in most)
         self.snapshots = []
         for days in range(settings.snapshots):
             instant = night.until - timedelta(days=days)
-            lately = events.filter(
-                pl.col("known_timestamp") < instant,
-                pl.col("known_timestamp") >= instant - settings.alive_within,
-            )
+            lately = self._lately(instant)
             if len(lately):
-                self.snapshots.append(self._snapshot(instant, lately))
+                acted = lately["user_id"].unique().sort()
+                count = min(len(acted), settings.most_users)
+                drawn = np.sort(self._random.choice(len(acted), count, replace=False))
+                self.snapshots.append(self._snapshot(instant, lately, acted.gather(drawn).to_list()))
 
-    def _snapshot(self, instant: datetime, lately: pl.DataFrame) -> _Snapshot:
+    def _lately(self, instant: datetime) -> pl.DataFrame:
+        """Interactions before an instant that keep their items alive."""
+        known, within = pl.col("known_timestamp"), self.night.settings.retrieval.alive_within
+        return self._events.filter(known < instant, known >= instant - within)
+
+    def _snapshot(self, instant: datetime, lately: pl.DataFrame, users: list[str]) -> _Snapshot:
         settings = self.night.settings
         touched = lately.group_by("item_id").agg(pl.col("known_timestamp").max())
         touched = touched.sort("known_timestamp", "item_id", descending=[True, False])
         alive = self.catalogue.places(touched["item_id"].to_list())
-        acted = lately["user_id"].unique().sort()
-        most = min(len(acted), settings.retrieval.most_users)
-        users = acted.gather(np.sort(self._random.choice(len(acted), most, replace=False))).to_list()
         at = pl.lit(instant).cast(pl.Datetime("us", "UTC")).alias("event_timestamp")
         about = touched.select("item_id", at)
         who = pl.DataFrame({"user_id": users}, schema={"user_id": pl.String}).with_columns(at)
@@ -372,31 +385,133 @@ class _Asked:
         return items, {**people, "context": torch.ones(len(who), dtype=torch.int64)}
 
     @torch.no_grad()
-    def judge(self, towers: TwoTowers) -> dict[str, float]:
+    def recall(self, towers: TwoTowers) -> dict[str, float]:
         """The share of the `TOP` that serve best which is among ``proposed`` items, on held-out users."""
-        snapshot, settings = self.snapshots[0], self.night.settings.retrieval
+        snapshot = self.snapshots[0]
         vectors = self.vectors(towers, snapshot, snapshot.instant)
         alive = len(snapshot.alive)
-        proposed = min(settings.proposed, alive // 2)  # half at the most: all would be found by anything
+        proposed = min(self.night.settings.retrieval.proposed, alive // 2)  # of all, anything would find all
         top = min(TOP, max(1, proposed // 5))
         among = np.flatnonzero(snapshot.held_out)
         if not len(among):
             among = np.arange(len(snapshot.users))
-        chosen = self._random.choice(among, min(len(among), settings.judged_users), replace=False)
+        chosen = self._random.choice(among, min(len(among), RECALL_USERS), replace=False)
         retrieved, latest = [], []
         for number, user in enumerate(chosen.tolist()):
-            context = self._names[number % len(self._names)]
-            who = np.array([user])
+            context, who = self._names[number % len(self._names)], np.array([user])
             logits = self.teacher(snapshot, context, who, np.arange(alive), snapshot.instant)[0]
             best = np.argpartition(-logits, top - 1)[:top]
-            asked = self._people(snapshot, context, who, snapshot.instant)
-            index = torch.tensor([self._names.index(context) + 1])
-            scores = towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
-            found = scores[0].topk(proposed).indices.numpy()
-            retrieved.append(np.isin(best, found).mean())
+            found = self._products(towers, snapshot, context, who, vectors)[0].topk(proposed).indices
+            retrieved.append(np.isin(best, found.numpy()).mean())
             latest.append((best < proposed).mean())
         return {
             "retrieved": round(float(np.mean(retrieved)), 4),
             "latest": round(float(np.mean(latest)), 4),
             "proposed": proposed,
         }
+
+    def _products(
+        self,
+        towers: TwoTowers,
+        snapshot: _Snapshot,
+        context: str,
+        who: Int64s,
+        vectors: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the towers make of users and all items that are alive, [B, n]."""
+        asked = self._people(snapshot, context, who, snapshot.instant)
+        index = torch.full((len(who),), self._names.index(context) + 1)
+        return towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
+
+    @torch.no_grad()
+    def judge(self, towers: TwoTowers) -> dict[str, dict[str, Any]]:
+        """Say where towers choose: where lists hold no less of what users engaged with later.
+
+        Lists are made as of an instant after all rows that models were fitted to, once from what the towers
+        choose and once from the latest; both are scored and ordered by the bundle. A share of what a user
+        engaged with until the night's end is in the first `TOP`; contexts with fewer users than the gates
+        want are left with the latest.
+
+        Where a model was taught by negatives that were drawn, its best of *all* items may be those that
+        nobody was ever offered; then the latest, which it was taught to order, make better lists.
+        """
+        night, settings = self.night, self.night.settings.retrieval
+        instant = max(night.until - settings.judged_within, labelled_rows(night).split.test)
+        lately, known = self._lately(instant), pl.col("known_timestamp")
+        engaged = self._events.filter(pl.col("label") == 1)
+        before, after = engaged.filter(known < instant), engaged.filter(known >= instant)
+        after = after.join(lately.select("item_id").unique(), on="item_id", how="semi")
+        users = after["user_id"].unique().sort().to_list()
+        if not users or lately.is_empty():
+            return {name: _judged([], [], 0, night) for name in self._names}
+        snapshot = self._snapshot(instant, lately, users)
+        vectors = self.vectors(towers, snapshot, snapshot.instant)
+        place_of = {place: number for number, place in enumerate(snapshot.alive.tolist())}
+        number_of = {user: number for number, user in enumerate(users)}
+        judged = {}
+        for name in self._names:
+            exposed = isinstance(night.contexts[name].negatives.source, ExposureNegatives)
+            seen = before.filter(pl.col("context") == name) if exposed else before
+            later = after.filter(pl.col("context") == name).join(seen, on=["user_id", "item_id"], how="anti")
+            wanted = later.group_by("user_id").agg("item_id").sort("user_id")
+            rows = self._random.permutation(len(wanted))[: settings.judged_users]
+            known_to = dict(
+                seen.join(wanted, on="user_id", how="semi").group_by("user_id").agg("item_id").rows()
+            )
+            gained: list[float] = []
+            kept: list[float] = []
+            for user, items in wanted[np.sort(rows)].iter_rows():
+                who = np.array([number_of[user]])
+                products = self._products(towers, snapshot, name, who, vectors)[0].numpy()
+                out = self._numbers(known_to.get(user, []), place_of)
+                shares = self._shares(snapshot, name, who, products, out, self._numbers(items, place_of))
+                gained.append(shares[0])
+                kept.append(shares[1])
+            judged[name] = _judged(gained, kept, len(later), night)
+        return judged
+
+    def _numbers(self, items: Sequence[str], place_of: dict[int, int]) -> Int64s:
+        """Where items stand among those that are alive."""
+        found = (place_of.get(place, -1) for place in self.catalogue.places(list(items)).tolist())
+        return np.array([number for number in found if number >= 0], dtype=np.int64)
+
+    def _shares(
+        self,
+        snapshot: _Snapshot,
+        context: str,
+        who: Int64s,
+        products: npt.NDArray[np.float32],
+        seen: Int64s,
+        engaged: Int64s,
+    ) -> tuple[float, float]:
+        """The share of ``engaged`` in the first of a list of what towers chose, and of the latest."""
+        settings = self.night.settings.retrieval
+        alive = len(snapshot.alive)
+        most = min(settings.proposed, alive)
+        latest = round(most * settings.latest_share)
+        products[seen] = -np.inf
+        products[:latest] = np.inf  # they are candidates in any case
+        chosen = np.argpartition(-products, most - 1)[:most]
+        union = np.setdiff1d(np.union1d(chosen, np.arange(most)), seen)
+        logits = self.teacher(snapshot, context, who, union, snapshot.instant)[0]
+        ranked = union[np.argsort(-logits, kind="stable")]
+        lists = (ranked[np.isin(ranked, chosen)], ranked[ranked < most])
+        top = min(TOP, max(1, most // 5))
+        retrieved, kept = (float(np.isin(engaged, found[:top]).mean()) for found in lists)
+        return retrieved, kept
+
+
+def _judged(
+    retrieved: Sequence[float], latest: Sequence[float], positives: int, night: Night
+) -> dict[str, Any]:
+    """What is told of one context."""
+    enough = len(retrieved) >= night.settings.gate.min_users
+    means = [round(float(np.mean(found)), 4) if len(found) else 0.0 for found in (retrieved, latest)]
+    return {
+        "users": len(retrieved),
+        "positives": positives,
+        "retrieved": means[0],
+        "latest": means[1],
+        "enough": enough,
+        "retrieves": enough and means[0] >= means[1],
+    }

@@ -22,7 +22,14 @@ def store(tmp_path: Path) -> BundleStore:
 
 def towered() -> Manifest:
     plain = banked_manifest()
-    towers = Towers(unit=min(plain.units), sources=plain.declarations.names[:2], vector_size=8)
+    towers = Towers(
+        unit=min(plain.units),
+        sources=plain.declarations.names[:2],
+        vector_size=8,
+        contexts=plain.declarations.names[:1],
+        newcomers=False,
+        latest_share=0.25,
+    )
     return plain.model_copy(update={"towers": towers})
 
 
@@ -56,7 +63,11 @@ def test_a_surface_that_comes_takes_the_towers_along(store: BundleStore, tmp_pat
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"unit": "ffffffffffff"}, "unit 'ffffffffffff'"), ({"sources": ("nowhere",)}, "nowhere")],
+    [
+        ({"unit": "ffffffffffff"}, "unit 'ffffffffffff'"),
+        ({"sources": ("nowhere",)}, "nowhere"),
+        ({"contexts": ("gone",)}, "gone"),
+    ],
 )
 def test_towers_of_what_is_not_there_are_refused(
     change: dict[str, object], told: str, store: BundleStore, tmp_path: Path

@@ -28,9 +28,7 @@ MOST = 20
 
 def narrow(living: Living, **serving: object) -> Settings:
     """Settings with which a fraction of the 80 items is scored."""
-    return load_settings(
-        living.settings.workspace, serving={"most_candidates": MOST, "latest_share": 0.25, **serving}
-    )
+    return load_settings(living.settings.workspace, serving={"most_candidates": MOST, **serving})
 
 
 @pytest.fixture
@@ -201,6 +199,17 @@ def test_where_no_more_is_alive_than_is_scored_towers_change_nothing(
     assert with_towers.items == without.items
 
 
+def test_where_towers_were_no_better_the_latest_are_scored(
+    living: Living, tmp_path: Path, now: datetime
+) -> None:
+    publish_with_towers(living, tmp_path / "towered", contexts=("feed",))
+    recommender = Recommender(narrow(living))
+    for context, chosen in (("feed", True), ("reading", False)):
+        answer = recommender.recommend(context, living.reader(), MOST, now, exclude_seen=False)
+        shown = {item.item_id for item in answer.items}
+        assert (shown != set(recommender._catalogue.ids[:MOST])) is chosen
+
+
 def test_a_bundle_without_towers_scores_the_latest(living: Living, now: datetime) -> None:
     assert b'"towers"' not in (living.settings.bundles_folder / living.version / "manifest.json").read_bytes()
     recommender = Recommender(narrow(living))
@@ -257,11 +266,11 @@ def test_a_context_that_the_towers_do_not_know_is_retrieved_for(
     living: Living, towered: Recommender, now: datetime
 ) -> None:
     assert towered._retrieval is not None
-    unit = towered._retrieval._contexts
-    assert unit.context_index("saving") == 0
+    assert towered._retrieval._unit.context_index("saving") == 0
+    assert towered._retrieval.chooses("saving")
     row = towered._space.request_row("feed", {}, int(now.timestamp()) * 1_000_000)
     places = towered._retrieval.choose(
-        "saving", "nobody", (), row, alive=60, latest=5, most=MOST, without=np.array([], dtype=np.int64)
+        "saving", "nobody", (), row, alive=60, most=MOST, without=np.array([], dtype=np.int64)
     )
     assert len(places) == MOST
 
@@ -270,7 +279,7 @@ def test_an_unknown_way_to_retrieve_is_refused(living: Living) -> None:
     with pytest.raises(InputError, match="retrieval"):
         narrow(living, retrieval="psychic")
     with pytest.raises(InputError, match="latest_share"):
-        narrow(living, latest_share=1.5)
+        load_settings(living.settings.workspace, retrieval={"latest_share": 1.5})
 
 
 def test_without_faiss_the_approximate_index_is_refused_by_name(

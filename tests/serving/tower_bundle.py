@@ -68,7 +68,9 @@ def _exported(manifest: bytes, seed: int) -> dict[str, bytes]:
         return {path: (folder / path).read_bytes() for path in (ITEM_TOWER, USER_TOWER)}
 
 
-def publish_with_towers(living: Living, folder: Path, seed: int = 3) -> str:
+def publish_with_towers(
+    living: Living, folder: Path, seed: int = 3, contexts: tuple[str, ...] | None = None
+) -> str:
     """Publish and promote the champion with towers; return the new version."""
     store = BundleStore(living.settings.bundles_folder)
     before = store.champion()
@@ -81,6 +83,9 @@ def publish_with_towers(living: Living, folder: Path, seed: int = 3) -> str:
         unit=next(iter(before.manifest.units)),
         sources=before.manifest.declarations.names,
         vector_size=VECTOR_SIZE,
+        contexts=before.manifest.declarations.names if contexts is None else contexts,
+        newcomers=True,
+        latest_share=0.25,
     )
     version = store.publish(before.manifest.model_copy(update={"towers": towers, "files": {}}), folder)
     store.promote(version, before.version)
