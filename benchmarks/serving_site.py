@@ -166,7 +166,7 @@ def publish(
         (files / "adapters").mkdir(parents=True)
         name, unit = write_unit(
             files,
-            export_network(model, Path(temporary)),
+            export_network(model, Path(temporary), space.split),
             contexts=own.names,
             users=users,
             items=table["item_id"].to_list(),

@@ -1,7 +1,7 @@
 """A published base: what a site knows of people in general, as a folder that another site can start from.
 
     base.json                         what it is, and the checksum of every other file and of itself
-    units/<name>/graph.onnx, *.txt    the network of a portable bank; its lists of ids are empty
+    units/<name>/*.onnx, *.txt        the network of a portable bank; its lists of ids are empty
     banks/<name>/*.onnx               boosted trees of each context of the site, and of all together
 
 Files and entries are those of a bundle, so that a new site copies them into its first one. A base holds no
@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recmeta import __version__, artifacts
+from recmeta.bundle.graph import GRAPH, ITEMS_GRAPH
 from recmeta.bundle.manifest import (
     Bank,
     ContextEntry,
@@ -40,6 +41,7 @@ from recmeta.contexts import Contexts, Duration, load_contexts
 from recmeta.errors import InputError, IntegrityError, NotFoundError, RecmetaError, SchemaError
 from recmeta.events.store import read_items, scan_events
 from recmeta.features.assembly import FeatureSpace
+from recmeta.features.dense_rows import Split
 from recmeta.features.portable import portable_columns, portable_digest
 from recmeta.features.schema import duration_label
 from recmeta.pipeline import Progress, Report, workspace_lock
@@ -88,7 +90,7 @@ class Base(BaseModel):
 
     def expected_files(self) -> frozenset[str]:
         """All files that a base has beside base.json."""
-        unit = {f"units/{self.unit_name}/{name}" for name in ("graph.onnx", *self._id_files())}
+        unit = {f"units/{self.unit_name}/{name}" for name in (GRAPH, ITEMS_GRAPH, *self._id_files())}
         return frozenset(unit) | self.bank.wanted_files()
 
     def id_files(self) -> tuple[str, ...]:
@@ -231,7 +233,7 @@ def _export(fitted: Any, folder: Path, temporary: Path, settings: Settings) -> t
     from recmeta.transfer.portable import PortableBank, nameless
 
     assert isinstance(fitted, PortableBank)  # noqa: S101  (for the reader and mypy: its module brings torch)
-    graph = export_network(fitted.network, temporary)
+    graph = export_network(fitted.network, temporary, Split.of_names(fitted.columns))
     unit_name, unit = write_unit(folder, graph, contexts=fitted.sources, users=(), items=(), categories=())
     bank_name, bank = write_bank(
         folder,
@@ -366,18 +368,19 @@ def _check_nobody_is_in(folder: Path, base: Base) -> None:
             f"{folder}: expected one network, of the sources {', '.join(base.bank.sources)}, found "
             f"{base.bank.unit} of {', '.join(unit.contexts)}"
         )
-    graph = folder / "units" / base.unit_name / "graph.onnx"
-    for indexed, rows in _tables(graph):
-        most = len(unit.contexts) + 1 if indexed == "context" else 1
-        if rows > most:
-            raise InputError(
-                f"{graph}: expected tables of one row by anything but the context, found one of {rows} rows "
-                f"by {indexed}; a base must not hold what was learnt of single users or items"
-            )
+    for name in (GRAPH, ITEMS_GRAPH):
+        graph = folder / "units" / base.unit_name / name
+        for indexed, rows in _tables(graph):
+            most = len(unit.contexts) + 1 if indexed == "context" else 1
+            if rows > most:
+                raise InputError(
+                    f"{graph}: expected tables of one row by anything but the context, found one of {rows} "
+                    f"rows by {indexed}; a base must not hold what was learnt of single users or items"
+                )
 
 
 def _tables(graph: Path) -> list[tuple[str, int]]:
-    """Of each table that a graph looks up: by what, and how many rows it has."""
+    """Of each table in which a graph looks up what it is asked about: by what, and how many rows it has."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -390,7 +393,7 @@ def _tables(graph: Path) -> list[tuple[str, int]]:
     return [
         (node.input[1], sizes[node.input[0]])
         for node in found.node
-        if node.op_type in lookups and node.input[0] in sizes
+        if node.op_type in lookups and node.input[0] in sizes and node.input[1] not in sizes
     ]
 
 

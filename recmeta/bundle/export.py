@@ -1,4 +1,4 @@
-"""The shared model becomes one ONNX graph, and each context's adapter a native adapter file of it.
+"""The shared model becomes two ONNX graphs, and each context's adapter a native adapter file of it.
 
 The adapter's tensors are overridable initializers of the graph: zeros where nothing is active, which is
 the shared model. The same weights give the same bytes in any process and folder: everything that the
@@ -8,6 +8,7 @@ never know what deserves to be served.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,17 +23,24 @@ import torch
 from onnx import GraphProto, ModelProto, numpy_helper
 
 from recmeta.artifacts import replacing
-from recmeta.bundle.once_per_user import compute_users_once
+from recmeta.bundle.cut import cut
+from recmeta.bundle.graph import (
+    ASKER,
+    GRAPH,
+    HALF,
+    ITEMS_GRAPH,
+    OF_ASKERS,
+    OF_ITEMS,
+    OUTPUT,
+    PAIR,
+    SPLIT,
+)
 from recmeta.errors import InputError, IntegrityError
+from recmeta.features.dense_rows import Split
 from recmeta.models.adapters import check_adapter
+from recmeta.models.served import ServedModel
 from recmeta.models.shared import SharedModel
 
-GRAPH_NAME = "graph.onnx"
-COLUMNS = ("dense", "user", "item", "categories", "history", "context")
-"""The graph's inputs, beside the adapter's tensors; types and shapes as in ``Rows``."""
-OF_USERS = ("user", "history")
-"""Of them, those that may have one row, which is then of all."""
-OUTPUT = "logit"
 ROWS_AXIS = "rows"
 LEAST_ROWS = 2
 """The exporter fixes an axis of one row, so the graph is promised from two rows on: pad a single one."""
@@ -42,11 +50,12 @@ _LARGEST_GRAPH = 2**31 - 1
 _EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
 
 
-def export_network(model: SharedModel, folder: Path) -> Path:
-    """Write ``model`` as ``folder/graph.onnx``, and return that path.
+def export_network(model: SharedModel, folder: Path, split: Split | None = None) -> Path:
+    """Write ``model`` as ``folder/graph.onnx`` and ``folder/items.onnx``, and return the first path.
 
-    Inputs are `COLUMNS`, with any number of rows from `LEAST_ROWS` on (`OF_USERS` also with one), and the
-    tensors of `SharedModel.adapter_shapes`, which may be left out; the output ``logit`` is float32 [rows].
+    Inputs and outputs are those of `recmeta.bundle.graph`, for any number of rows from `LEAST_ROWS` on, and
+    the tensors of `SharedModel.adapter_shapes`, which may be left out. ``split`` tells which of the dense
+    features are of whoever asks, and which of the item; None: all are of the two together.
 
     Raises:
         InputError: a weight is NaN or infinite, or the tables are too large for one ONNX file (2 GiB).
@@ -59,26 +68,36 @@ def export_network(model: SharedModel, folder: Path) -> Path:
     if size > _LARGEST_GRAPH * 0.99:
         raise InputError(f"cannot export {size:,} bytes of weights: an ONNX file holds {_LARGEST_GRAPH:,}")
     adapter = model.zero_adapter()
-    graph = normalised(_traced(model, adapter), {*COLUMNS, *adapter})
-    compute_users_once(graph.graph, OF_USERS, [name for name in COLUMNS if name not in OF_USERS])
-    for name, tensor in adapter.items():
-        graph.graph.initializer.append(numpy_helper.from_array(tensor.numpy(), name))
-    onnx.checker.check_model(graph)
-    path = folder / GRAPH_NAME
-    with replacing(path) as temporary:
-        temporary.write_bytes(graph.SerializeToString(deterministic=True))
-    return path
+    split = split or Split(model.shape.features, (), ())
+    whole = normalised(
+        _traced(ServedModel(model, split.request.tolist(), split.about.tolist()), adapter),
+        {*OF_ASKERS, *OF_ITEMS, PAIR, *adapter},
+    )
+    parts = cut(
+        whole, askers=OF_ASKERS, items=OF_ITEMS, rows=(PAIR,), asker=ASKER, half=HALF, overridable=[*adapter]
+    )
+    told = json.dumps({"request": split.request.tolist(), "about": split.about.tolist()})
+    for name, part in zip((ITEMS_GRAPH, GRAPH), parts, strict=True):
+        for tensor, values in adapter.items():
+            part.graph.initializer.append(numpy_helper.from_array(values.numpy(), tensor))
+        onnx.helper.set_model_props(part, {SPLIT: told})
+        onnx.checker.check_model(part)
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(part.SerializeToString(deterministic=True))
+    return folder / GRAPH
 
 
-def _traced(model: SharedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
-    shape = model.shape
+def _traced(model: ServedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
+    shape = model.model.shape
     rows = {
-        "dense": torch.zeros(3, shape.features),
+        "request": torch.zeros(3, len(model.request)),
         "user": torch.zeros(3, dtype=torch.int64),
-        "item": torch.zeros(3, dtype=torch.int64),
-        "categories": torch.zeros(3, shape.categories_per_item, dtype=torch.int64),
         "history": torch.zeros(3, shape.history_length, dtype=torch.int64),
         "context": torch.zeros(3, dtype=torch.int64),
+        "about": torch.zeros(3, len(model.about)),
+        "item": torch.zeros(3, dtype=torch.int64),
+        "categories": torch.zeros(3, shape.categories_per_item, dtype=torch.int64),
+        "pair": torch.zeros(3, len(model.pair)),
     }
     axis = torch.export.Dim(ROWS_AXIS, min=LEAST_ROWS)
     dynamic: dict[str, object] = {name: {0: axis} for name in rows}

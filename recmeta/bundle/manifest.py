@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recmeta.artifacts import to_json
+from recmeta.bundle.graph import GRAPH, ITEMS_GRAPH
 from recmeta.contexts import Contexts, Duration
 from recmeta.errors import ContextError, IntegrityError
 from recmeta.models.calibration import Calibration
@@ -344,7 +345,7 @@ class Manifest(_Entry):
 
     def wanted_files(self) -> frozenset[str]:
         """Files that the entries name, and that `files` must hold."""
-        named = {f"units/{unit}/graph.onnx" for unit in self.units}
+        named = {f"units/{unit}/{graph}" for unit in self.units for graph in (GRAPH, ITEMS_GRAPH)}
         for entry in self.contexts.values():
             named |= {path for path in (entry.adapter, entry.trees) if path is not None}
         for bank in self.banks.values():

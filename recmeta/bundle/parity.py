@@ -15,9 +15,10 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from recmeta.bundle.export import COLUMNS, LEAST_ROWS, OUTPUT
+from recmeta.bundle.export import LEAST_ROWS
 from recmeta.bundle.export_towers import VECTOR
 from recmeta.bundle.export_trees import TREES_INPUT, TREES_OUTPUT
+from recmeta.bundle.graph import ASKER, HALF, ITEMS_GRAPH, OF_ASKERS, OF_ITEMS, OUTPUT, PAIR, split_of
 from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees
@@ -36,8 +37,8 @@ def network_difference(
 
     Args:
         model: what was exported.
-        graph: the file that `export_network` wrote.
-        rows: at least the graph's columns, two rows or more.
+        graph: the first file that `export_network` wrote; the other lies beside it.
+        rows: at least what ``model`` reads, two rows or more.
         adapter: the tensors with which the model is compared; None is the shared model.
         adapter_file: what `write_adapter` wrote of them.
 
@@ -49,7 +50,8 @@ def network_difference(
     """
     if (adapter is None) != (adapter_file is None):
         raise InputError("parity: expected an adapter and its file, or neither")
-    columns = {name: rows[name].detach() for name in COLUMNS}
+    names = ("dense", "user", "item", "categories", "history", "context")
+    columns = {name: rows[name].detach() for name in names}
     if len(columns["dense"]) < LEAST_ROWS:
         raise InputError(f"parity: expected at least {LEAST_ROWS} rows, found {len(columns['dense'])}")
     options = onnxruntime.RunOptions()
@@ -58,8 +60,13 @@ def network_difference(
         loaded = onnxruntime.LoraAdapter()
         loaded.Load(str(adapter_file))
         options.add_active_adapter(loaded)
-    feeds = {name: column.numpy() for name, column in columns.items()}
-    found = _session(graph).run([OUTPUT], feeds, options)[0]
+    session, asker = _session(graph), np.arange(len(columns["dense"]))
+    dense = split_of(session, columns["dense"].shape[1]).rows(columns["dense"].numpy(), asker)
+    given = {name: column.numpy() for name, column in columns.items()}
+    given |= {"request": dense.request, "about": dense.about, PAIR: dense.pair, ASKER: asker}
+    items = _session(graph.with_name(ITEMS_GRAPH))
+    (given[HALF],) = items.run([HALF], {name: given[name] for name in OF_ITEMS}, options)
+    found = session.run([OUTPUT], {name: given[name] for name in (*OF_ASKERS, PAIR, ASKER, HALF)}, options)[0]
     training = model.training
     model.eval()
     try:

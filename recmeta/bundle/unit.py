@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from recmeta.artifacts import digest_of, replacing, sha256_of_file, write_text
+from recmeta.bundle.graph import GRAPH, ITEMS_GRAPH
 from recmeta.bundle.manifest import Bank, ContextEntry, Unit
 from recmeta.bundle.store import Bundle
 from recmeta.errors import InputError, IntegrityError, NotFoundError
@@ -35,7 +36,7 @@ def write_unit(
 
     Args:
         folder: where the bundle's files are collected.
-        graph: the graph.onnx of the network; it is copied.
+        graph: the graph.onnx of the network; it is copied, and so is the items.onnx beside it.
         contexts: names in the order of their index, which starts at 1.
         users: ids in the order of their index, which starts at 1 (0 is the unknown).
         items: likewise.
@@ -51,11 +52,12 @@ def write_unit(
         name: "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in ids[name]) for name in ID_FILES
     }
     weights = {} if model is None else {f: model / f for f in MODEL_FILES if (model / f).exists()}
-    digests = [sha256_of_file(path) for path in (graph, *weights.values())]
+    graphs = {GRAPH: graph, ITEMS_GRAPH: graph.with_name(ITEMS_GRAPH)}
+    digests = [sha256_of_file(path) for path in (*graphs.values(), *weights.values())]
     name = digest_of(digests, unit.model_dump(mode="json"), *texts.values())[:12]
     target = folder / "units" / name
     target.mkdir(parents=True, exist_ok=True)
-    for file, source in {"graph.onnx": graph, **weights}.items():
+    for file, source in {**graphs, **weights}.items():
         with replacing(target / file) as temporary:
             shutil.copyfile(source, temporary)
     for kind, text in texts.items():

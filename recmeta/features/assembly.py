@@ -28,6 +28,7 @@ from recmeta.artifacts import digest_of
 from recmeta.contexts import Contexts, ExposureNegatives, SampledNegatives
 from recmeta.errors import ContextError, SchemaError
 from recmeta.features.counters import MICROSECONDS_PER_HOUR, advance, empty_state, split_row_time
+from recmeta.features.dense_rows import Split
 from recmeta.features.schema import ITEM, KINDS, USER, USER_ITEM, counter_names, duration_label, view_name
 
 Float32s = npt.NDArray[np.float32]
@@ -55,20 +56,25 @@ POPULARITY_WINDOW = timedelta(days=7)
 class Block:
     """Rows of one view as stored: ``values`` f32 [n, W] (`counter_names`), ``hours`` f64 [n] since each row.
 
-    Where there is no row, ``hours`` is NaN or negative and the values are ignored.
+    Where there is no row, ``hours`` is NaN or negative and the values are ignored. Rows of several views have
+    one axis more, the first.
     """
 
     values: Float32s
     hours: Float64s
+
+    def take(self, views: Sequence[int]) -> Block:
+        """Some of several views."""
+        return Block(self.values[views], self.hours[views])
 
 
 def stored_block(values: Float32s, there: npt.NDArray[np.bool_], instants: npt.NDArray[np.int64]) -> Block:
     """Make a block of stored values, with their own instants (`ROW_TIME`), as they stand at ``instants``.
 
     Args:
-        values: [n, W + 3]; ignored where ``there`` is False.
-        there: whether there is a row, [n].
-        instants: microseconds since 1970, UTC, [n], each not before its row's.
+        values: [..., W + 3]; ignored where ``there`` is False.
+        there: whether there is a row, [...].
+        instants: microseconds since 1970, UTC, [...], each not before its row's.
     """
     counters, stamps = split_row_time(values)
     hours = (instants - stamps) / MICROSECONDS_PER_HOUR
@@ -84,6 +90,8 @@ class _Read:
     """By kind, of each source."""
     target: int
     others: list[int]
+    copied: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+    """By kind: columns of a part that are counters as they are, and which, sources one after the other."""
     rates: list[tuple[int, list[tuple[int, int]]]]
     """The counter of positives, and what they are a share of: (source, counter)."""
 
@@ -129,7 +137,10 @@ class FeatureSpace:
         self._roles = {role: self._role_names(role) for role in ("target", "mean")}
         self._parts = {kind: self._part_layout(kind) for kind in KINDS}
         self.places = {kind: layout.places for kind, layout in self._parts.items()}
-        """Where the columns stand that `part` makes, by kind."""
+        """Where the columns stand that `part` makes, by kind, ascending."""
+        self.split = Split.of_names(self.names)
+        """`places`, and who asks when, with whom they ask: the instant's four columns are its last."""
+        self._of_users = np.searchsorted(self.split.request, self.places[USER])
         self.digest = digest_of(
             list(self.names),
             [half_life.total_seconds() for half_life in self.half_lives],
@@ -180,8 +191,8 @@ class FeatureSpace:
             named[name] = (take(f"{name}:{kind}", own), read(own))
         roles = self._columns(kind, negatives=self._negatives)
         pair = kind == USER_ITEM
-        mean, peak = (take(f"{role}:{kind}", () if pair else roles) for role in ("mean", "peak"))
         target = take(f"target:{kind}", roles)
+        mean, peak = (take(f"{role}:{kind}", () if pair else roles) for role in ("mean", "peak"))
         rates = take(f"rate:{kind}", () if pair else ("total", self._longest))
         age = len(places)
         if not pair:
@@ -201,14 +212,6 @@ class FeatureSpace:
     def popularity_column(self) -> str:
         """The column that the popularity baseline ranks by: the item's recent positives in the target."""
         return f"target:{ITEM}:{self._popular}"
-
-    def request_columns(self) -> tuple[int, ...]:
-        """Where the columns stand that say who asks and when: they are of no item.
-
-        Items that are ranked for one request share them.
-        """
-        parts = [name.split(":") for name in self.names]
-        return tuple(index for index, part in enumerate(parts) if len(part) == 1 or part[1] == USER)
 
     @property
     def target_columns(self) -> tuple[int, ...]:
@@ -276,45 +279,55 @@ class FeatureSpace:
         """
         dense = np.empty((len(instants), self.size), dtype=np.float32)
         for kind in KINDS:
-            dense[:, self.places[kind]] = self.part(kind, context, blocks, len(instants))
+            views = self._read_by(context).views[kind]
+            dense[:, self.places[kind]] = self.part(
+                kind, context, self._stacked(views, blocks, len(instants))
+            )
         dense[:, self._index[SAMPLED]] = self._is_sampled(context)
         _put_time(dense[:, -4:], instants)
         return dense
 
-    def request_row(self, context: str, blocks: Mapping[str, Block], instant: int) -> Float32s:
-        """The row of an item and a user who never met, of which nothing but the user is known, [size].
+    def stranger(self, context: str) -> Float32s:
+        """The row of a user and an item that nobody knows, as of 1970, [size]; not to be changed."""
+        row = self._strangers.get(context)
+        if row is None:
+            row = self._strangers[context] = self.assemble(context, {}, np.zeros(1, dtype=np.int64))[0]
+        return row
 
-        What `assemble` makes of it differs in the columns at ``places[ITEM]`` and ``places[USER_ITEM]``
-        alone: put `part` of these kinds there, and the rows are the same to the bit.
+    def request_rows(self, context: str, users: Block, instants: npt.NDArray[np.int64]) -> Float32s:
+        """The columns at ``split.request``, of users at instants: those that `assemble` makes, to the bit.
 
         Args:
             context: the target.
-            blocks: of the user's views, one row each.
-            instant: microseconds since 1970, UTC.
+            users: their views in each of the context's sources, [S, A].
+            instants: microseconds since 1970, UTC, [A].
+
+        Returns:
+            [A, R].
         """
-        row = self._strangers.get(context)
-        if row is None:
-            row = self._strangers[context] = self.assemble(context, {}, np.zeros(1, dtype=np.int64))
-        row = row.copy()
-        row[:, self.places[USER]] = self.part(USER, context, blocks, 1)
-        _put_time(row[:, -4:], np.array([instant], dtype=np.int64))
-        only: Float32s = row[0]
-        return only
+        rows = np.repeat(self.stranger(context)[None, self.split.request], len(instants), axis=0)
+        rows[:, self._of_users] = self.part(USER, context, users)
+        _put_time(rows[:, -4:], instants)
+        return rows
 
-    def part(self, kind: str, context: str, blocks: Mapping[str, Block], rows: int) -> Float32s:
-        """The columns at ``places[kind]`` of ``rows`` rows: all that a user, an item, or the pair is.
+    def part(self, kind: str, context: str, stored: Block) -> Float32s:
+        """The columns at ``places[kind]``: all that a user, an item, or the pair is.
 
-        Arguments and errors as for `assemble`; [rows, len(places[kind])].
+        Args:
+            kind: of the views.
+            context: the target.
+            stored: the views of the context's sources (`Contexts.feature_sources`, in this order), [S, n].
+
+        Returns:
+            [n, len(places[kind])].
         """
         wanted, layout = self._read_by(context), self._parts[kind]
-        counters = self._advanced(wanted.views[kind], blocks, rows)
+        counters = self._advanced(stored)
         shown = self._shown(counters)
+        sources, rows, width = counters.shape
         part = np.zeros((rows, len(layout.places)), dtype=np.float32)
-        for number, name in enumerate(wanted.sources):
-            if name in layout.named:
-                where, read = layout.named[name]
-                part[:, where] = shown[number][:, read]
-        part[:, layout.target] = shown[wanted.target][:, layout.roles]
+        columns, read = wanted.copied[kind]
+        part[:, columns] = shown.transpose(1, 0, 2).reshape(rows, sources * width)[:, read]
         if kind == USER_ITEM:
             return part
         others = shown[wanted.others][:, :, layout.roles]
@@ -333,23 +346,19 @@ class FeatureSpace:
         part[:, layout.age + 1] = first >= 0
         return part
 
-    def item_columns(self, sources: Sequence[str], blocks: Mapping[str, Block], rows: int) -> Float32s:
-        """What items are whoever asks, and in whatever context: float32 [rows, `item_width`], finite.
+    def item_columns(self, stored: Block) -> Float32s:
+        """What items are whoever asks, and in whatever context: float32 [n, `item_width`], finite.
 
-        For each source its counters of the item, then the item's age and whether anybody ever touched it.
+        For each of some contexts its counters of the item, then the item's age and whether anybody ever
+        touched it.
 
         Args:
-            sources: contexts, declared.
-            blocks: of the items' views (``view_name(ITEM, source)``); one that is left out has no rows.
-            rows: how many items.
-
-        Raises:
-            SchemaError: a block whose shape is not [rows, W].
+            stored: the items' views in these contexts, [S, n].
         """
-        counters = self._advanced([view_name(ITEM, name) for name in sources], blocks, rows)
-        first = counters[:, :, -1].max(axis=0, initial=-1.0)
-        found = np.empty((rows, self.item_width(len(sources))), dtype=np.float32)
-        found[:, :-2] = self._shown(counters).transpose(1, 0, 2).reshape(rows, -1)
+        counters = self._advanced(stored)
+        first = counters[:, :, -1].max(axis=0)
+        found = np.empty((counters.shape[1], self.item_width(len(counters))), dtype=np.float32)
+        found[:, :-2] = self._shown(counters).transpose(1, 0, 2).reshape(len(found), -1)
         found[:, -2] = np.log1p(np.maximum(first, 0.0))
         found[:, -1] = first >= 0
         return found
@@ -373,20 +382,31 @@ class FeatureSpace:
                 if name in sources
             ]
             rates.append((self._counters.index(f"positives{suffix}"), exposed))
+        target = sources.index(context)
         found = self._reads[context] = _Read(
             sources=sources,
             views={kind: tuple(view_name(kind, name) for name in sources) for kind in KINDS},
-            target=sources.index(context),
+            target=target,
             others=[number for number, name in enumerate(sources) if name != context],
+            copied={kind: self._copied(layout, sources, target) for kind, layout in self._parts.items()},
             rates=rates,
         )
         return found
 
+    def _copied(
+        self, layout: _PartLayout, sources: Sequence[str], target: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        taken = [(*layout.named[name], number) for number, name in enumerate(sources) if name in layout.named]
+        taken.append((layout.target, layout.roles, target))
+        columns = [np.arange(len(layout.places))[where] for where, _, _ in taken]
+        read = [number * len(self._counters) + np.array(counters) for _, counters, number in taken]
+        return np.concatenate(columns), np.concatenate(read).astype(np.int64)
+
     def _is_sampled(self, context: str) -> bool:
         return isinstance(self.contexts[context].negatives.source, SampledNegatives)
 
-    def _advanced(self, views: Sequence[str], blocks: Mapping[str, Block], rows: int) -> Float32s:
-        """Counters of some views at the rows' instants, [views, rows, W]."""
+    def _stacked(self, views: Sequence[str], blocks: Mapping[str, Block], rows: int) -> Block:
+        """Blocks of some views as one, [views, rows]."""
         values = np.zeros((len(views), rows, len(self._counters)), dtype=np.float32)
         hours = np.full((len(views), rows), -1.0)
         for number, view in enumerate(views):
@@ -399,10 +419,14 @@ class FeatureSpace:
                     f"found {block.values.shape} and {block.hours.shape}"
                 )
             values[number], hours[number] = block.values, block.hours
-        there = hours >= 0
-        advanced = np.empty_like(values)
+        return Block(values, hours)
+
+    def _advanced(self, stored: Block) -> Float32s:
+        """Counters of some views at the rows' instants, [views, rows, W]."""
+        there = stored.hours >= 0
+        advanced = np.empty_like(stored.values)
         advanced[...] = self._empty
-        advanced[there] = advance(values[there], hours[there], self.half_lives)
+        advanced[there] = advance(stored.values[there], stored.hours[there], self.half_lives)
         return advanced
 
     def _shown(self, values: Float32s) -> Float32s:
@@ -464,7 +488,10 @@ class FeatureSpace:
             blocks: of the context's own views, as for `assemble`; one that is left out has no rows.
         """
         seen = dense.copy()
-        own = {kind: self._advanced([view_name(kind, context)], blocks, len(dense))[0] for kind in KINDS}
+        own = {
+            kind: self._advanced(self._stacked([view_name(kind, context)], blocks, len(dense)))[0]
+            for kind in KINDS
+        }
         for kind, counters in own.items():
             layout = self._parts[kind]
             seen[:, layout.places[layout.target]] = self._shown(counters)[:, layout.roles]

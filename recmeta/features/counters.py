@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +53,14 @@ class Occurrences:
         return Occurrences(self.known[rows], self.event[rows], self.positive[rows], self.weight[rows])
 
 
-def _exponents(half_lives: Sequence[timedelta]) -> Float64s:
+@cache
+def _exponents(half_lives: tuple[timedelta, ...]) -> Float64s:
     return np.array([half_life.total_seconds() / 3600.0 for half_life in half_lives])
 
 
 def _fading(hours: Float64s, half_lives: Sequence[timedelta]) -> Float64s:
     """2 ** (-hours / half-life), shape [n, half-lives]; exactly 1 at 0 hours."""
-    return np.exp2(-hours[:, None] / _exponents(half_lives)[None, :])
+    return np.exp2(-hours[:, None] / _exponents(tuple(half_lives))[None, :])
 
 
 def _advanced(values: Float32s, hours: Float64s, half_lives: Sequence[timedelta]) -> Float64s:
@@ -167,7 +169,7 @@ def with_row_time(counters: Float32s, instants: Int64s) -> Float32s:
 
 
 def split_row_time(values: Float32s) -> tuple[Float32s, Int64s]:
-    """Undo `with_row_time`: counters [n, W] and the rows' instants in microseconds since 1970 [n]."""
-    time = values[:, -len(ROW_TIME) :].astype(np.int64)
-    instants = time[:, 0] * MICROSECONDS_PER_DAY + time[:, 1] * 1_000_000 + time[:, 2]
-    return np.ascontiguousarray(values[:, : -len(ROW_TIME)]), instants
+    """Undo `with_row_time`: counters [..., W] and the rows' instants in microseconds since 1970 [...]."""
+    time = values[..., -len(ROW_TIME) :].astype(np.int64)
+    instants = time[..., 0] * MICROSECONDS_PER_DAY + time[..., 1] * 1_000_000 + time[..., 2]
+    return np.ascontiguousarray(values[..., : -len(ROW_TIME)]), instants

@@ -13,7 +13,7 @@ tensors come from or how it is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -34,6 +34,9 @@ QUANTILE_ROWS = 20_000
 TABLES = ("user_table", "item_table", "category_table", "context_table", "context_head")
 """Parameters that are looked up by index; their gradients are sparse."""
 
+
+VECTORS = ("user", "item", "history", "user_item", "history_item", "likeness", "length", "context")
+"""What is looked up of a row, in the order in which the body reads it."""
 
 ID_TABLES = ("user_table", "item_table")
 """The tables that grow with the log, and that can learn a few ids by heart."""
@@ -90,8 +93,16 @@ class ModelShape:
 
     @property
     def vectors(self) -> int:
-        """Width of user, item, history, user * item, history * item, three scalars and the context."""
-        return 5 * self.embedding_size + 3 + self.context_size
+        """Width of all vectors of a row."""
+        return sum(self.widths.values())
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each of `VECTORS`: user, item, history and the products of these, two products and one
+        length as numbers, the context.
+        """
+        sizes = [self.embedding_size] * 5
+        return dict(zip(VECTORS, (*sizes, 2, 1, self.context_size), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -191,23 +202,45 @@ class SharedModel(nn.Module):
         changes; where they were among the rows, ``label`` and ``weight`` unchanged; and in training ``size``
         [...], the sum of squares of what a row looked up by its own ids, for a penalty.
         """
+        return self.prepared(rows, self.encode(rows["dense"]), self.look_up(rows), {})
+
+    def look_up(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the vectors of `VECTORS`, [..., width], and ``identity``, an item's without its content."""
         user = self._lookup(rows["user"], self.user_table)
         identity = self._lookup(rows["item"], self.item_table)
         item = identity + self._content(rows["categories"])
         history, length = self._history(rows["history"])
-        scalars = torch.stack([(user * item).sum(-1), (history * item).sum(-1), torch.log1p(length)], dim=-1)
-        context = self._lookup(rows["context"], self.context_table)
+        return {
+            "identity": identity,
+            "user": user,
+            "item": item,
+            "history": history,
+            "user_item": user * item,
+            "history_item": history * item,
+            "likeness": torch.stack([(user * item).sum(-1), (history * item).sum(-1)], dim=-1),
+            "length": torch.log1p(length).unsqueeze(-1),
+            "context": self._lookup(rows["context"], self.context_table),
+        }
+
+    def prepared(
+        self,
+        rows: Mapping[str, Tensor],
+        encoded: Sequence[Tensor],
+        vectors: Mapping[str, Tensor],
+        apart: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Return what `gather` does, of rows that were encoded and looked up, and ``apart`` with it."""
         head = self._lookup(rows["context"], self.context_head)
         gathered = {
-            "encoded": self._encoded(rows["dense"]),
-            "vectors": torch.cat(
-                [user, item, history, user * item, history * item, scalars, context], dim=-1
-            ),
+            "encoded": torch.cat([*encoded], dim=-1),
+            "vectors": torch.cat([vectors[name] for name in VECTORS], dim=-1),
             "head": head[..., :-1],
             "offset": head[..., -1],
+            **apart,
         }
         if self.training:
-            gathered["size"] = user.square().sum(-1) + identity.square().sum(-1) + head.square().sum(-1)
+            size = vectors["user"].square().sum(-1) + vectors["identity"].square().sum(-1)
+            gathered["size"] = size + head.square().sum(-1)
         shapes = self.backbone.context_shapes
         if shapes:
             own = self._lookup(rows["context"], self.context_weights)
@@ -218,6 +251,12 @@ class SharedModel(nn.Module):
                 gathered["size"] = gathered["size"] + own.square().sum(-1)
         gathered |= self.backbone.prepare(gathered, self._own_weights)
         return gathered | {name: rows[name] for name in ("label", "weight") if name in rows}
+
+    def encode(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised features [..., F], and their pieces [..., F * bins], from [..., F]."""
+        standard = (dense - self.dense_mean).mul_(self.dense_scale).clamp_(-CLIP, CLIP)
+        pieces = (dense.unsqueeze(-1) - self.bin_start).mul_(self.bin_scale).clamp_(0.0, 1.0)
+        return standard, pieces.flatten(-2)
 
     def body(
         self,
@@ -261,12 +300,7 @@ class SharedModel(nn.Module):
         context: Tensor,
         adapter: dict[str, Tensor],
     ) -> Tensor:
-        """Return logits [n] of n rows; zeros in ``adapter`` give the shared model.
-
-        The arguments, flattened, are the ONNX graph's inputs: six columns, types and shapes as in
-        ``Rows``, then the adapter's tensors in the order of `adapter_shapes`. The adapter is one
-        dictionary because torch.export refuses dynamic shapes beside ``**`` arguments (torch 2.13).
-        """
+        """Return logits [n] of n rows, columns as in ``Rows``; zeros in ``adapter`` give the shared model."""
         rows = {
             "dense": dense,
             "user": user,
@@ -280,16 +314,6 @@ class SharedModel(nn.Module):
     @property
     def _own_weights(self) -> Mapping[str, Tensor]:
         return cast(Mapping[str, Tensor], self.weights)
-
-    def _encoded(self, dense: Tensor) -> Tensor:
-        """Standardised features and their pieces: [..., F] -> [..., F * (1 + bins)]."""
-        standard = (dense - self.dense_mean).mul_(self.dense_scale).clamp_(-CLIP, CLIP)
-        if torch.compiler.is_exporting():  # the same, in the order in which ONNX Runtime is quick: -0.2 ms
-            start, scale = self.bin_start.T.unsqueeze(1), self.bin_scale.T.unsqueeze(1)
-            pieces = ((dense.unsqueeze(0) - start) * scale).clamp(0.0, 1.0).permute(1, 2, 0)
-        else:
-            pieces = (dense.unsqueeze(-1) - self.bin_start).mul_(self.bin_scale).clamp_(0.0, 1.0)
-        return torch.cat([standard, pieces.flatten(-2)], dim=-1)
 
     def _lookup(self, index: Tensor, table: Tensor) -> Tensor:
         """Rows of a table: [...] -> [..., d]. In training the gradient is sparse and has no row twice."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from recmeta.bundle.manifest import Manifest
 from recmeta.features.assembly import FeatureSpace, Float32s
+from recmeta.features.dense_rows import DenseRows
 from recmeta.features.schema import ITEM, USER, USER_ITEM
 from recmeta.serving.answers import Explanation, Moved
 from recmeta.serving.catalogue import Catalogue
@@ -34,14 +35,16 @@ def explained(
     """Explain the one item of ``asked``."""
 
     def score(
-        dense: Float32s, *, user: str = asked.user_id, history: tuple[str, ...] = asked.rows.history,
+        dense: DenseRows, *, user: str = asked.user_id, history: tuple[str, ...] = asked.rows.history,
         kept: KeptItems = asked.kept, place: int = int(asked.kept_places[0]), adapted: bool = True,
     ) -> float:  # fmt: skip
         places = np.array([place])
-        return float(scorer.score_kept(asked.context, user, history, kept, places, dense, adapted=adapted)[0])
+        return float(
+            scorer.score_kept(asked.context, [user], [history], kept, places, dense, adapted=adapted)[0]
+        )
 
     whole = score(asked.dense)
-    nothing = space.request_row(asked.context, {}, asked.instant)[None]
+    nothing = space.stranger(asked.context)[None]
     stranger = KeptItems([""], [()])
     item_id = asked.ids[0]
     about = catalogue.categories_of([item_id])[0]
@@ -94,7 +97,7 @@ def explained(
     )
 
 
-def _hidden(dense: Float32s, nothing: Float32s, columns: npt.NDArray[np.int64]) -> Float32s:
-    hidden = dense.copy()
+def _hidden(dense: DenseRows, nothing: Float32s, columns: npt.NDArray[np.int64]) -> DenseRows:
+    hidden = dense.whole.copy()
     hidden[:, columns] = nothing[:, columns]
-    return hidden
+    return dense.split.rows(hidden, dense.asker)

@@ -17,30 +17,41 @@ import numpy.typing as npt
 from recmeta.features.assembly import Block, FeatureSpace, stored_block
 from recmeta.features.counters import Float32s, split_row_time
 from recmeta.features.direct_online import ItemRows, Reader
-from recmeta.features.schema import ITEM, view_name
+from recmeta.features.schema import ITEM
 
 Int64s = npt.NDArray[np.int64]
 
 
 def columns_of(
-    space: FeatureSpace, context: str, rows: Mapping[str, ItemRows], items: int, instant: int
+    space: FeatureSpace, context: str, rows: Mapping[str, ItemRows], places: Int64s, instant: int, width: int
 ) -> Float32s:
-    """The columns at ``space.places[ITEM]`` of items as a reader tells of them, [items, K].
+    """The columns at ``space.split.about`` of items as a reader tells of them, [n, K].
 
     Args:
         space: how columns are made.
         context: the target.
         rows: by context, as `Reader.items` reads them.
-        items: how many were asked for.
+        places: of the items among those that were asked for, [n]; those below 0 are of items without rows.
         instant: microseconds since 1970, UTC.
+        width: numbers of a stored row.
     """
-    blocks, instants = {}, np.full(items, instant, dtype=np.int64)
-    for name, found in rows.items():
-        there = np.zeros(items, dtype=np.bool_)
-        values = np.zeros((items, found.values.shape[1]), dtype=np.float32)
-        values[found.places], there[found.places] = found.values, True
-        blocks[view_name(ITEM, name)] = stored_block(values, there, instants)
-    return space.part(ITEM, context, blocks, items)
+    sources = space.contexts.feature_sources(context)
+    return space.part(ITEM, context, _stored(sources, rows, places, instant, width))
+
+
+def _stored(
+    sources: Sequence[str], rows: Mapping[str, ItemRows], places: Int64s, instant: int, width: int
+) -> Block:
+    """The views of items in some contexts, [S, n]; arguments as of `columns_of`."""
+    values = np.zeros((len(sources), len(places), width), dtype=np.float32)
+    there = np.zeros((len(sources), len(places)), dtype=np.bool_)
+    for number, name in enumerate(sources):
+        held = rows.get(name)
+        if held is not None and len(held.places):
+            at = np.minimum(np.searchsorted(held.places, places), len(held.places) - 1)
+            there[number] = held.places[at] == places
+            values[number, there[number]] = held.values[at[there[number]]]
+    return stored_block(values, there, np.full(there.shape, instant))
 
 
 @dataclass
@@ -71,8 +82,10 @@ class ItemMemory:
             width: numbers of a stored row.
             most_bytes: of kept columns; a context beyond that has its columns made anew each time.
         """
-        self._space, self._items, self._width = space, items, width
-        self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.places[ITEM]) + 2)))
+        self._space, self._items, self.width = space, items, width
+        self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.split.about) + 2)))
+        self.changes: Int64s = np.zeros(len(items) + 1, dtype=np.int64)
+        """Raised for an item when its rows were read again; the last is of items that nobody touched."""
         self._state = _State({})
         self._meanwhile: list[Int64s] | None = None
         """What was updated while all is read; None while it is not."""
@@ -84,6 +97,7 @@ class ItemMemory:
         self._meanwhile = missed
         try:
             self._state = _State(reader.items(self._space.contexts.names, self._items))
+            self.changes += 1
         finally:
             self._meanwhile = None
         if missed:
@@ -98,6 +112,7 @@ class ItemMemory:
         fresh = reader.items(self._space.contexts.names, [self._items[place] for place in touched.tolist()])
         with self._changing:
             self._put(self._state, touched, fresh)
+            self.changes[touched] += 1
 
     def _put(self, state: _State, touched: Int64s, fresh: dict[str, ItemRows]) -> None:
         for name, rows in fresh.items():
@@ -120,7 +135,7 @@ class ItemMemory:
         return max((int(split_row_time(values)[1].max()) for values in rows), default=0)
 
     def columns(self, context: str, places: Int64s, instant: int) -> Float32s:
-        """The columns at ``space.places[ITEM]`` of some items at an instant, [n, K].
+        """The columns at ``space.split.about`` of some items at an instant, [n, I].
 
         Args:
             context: the target.
@@ -132,7 +147,7 @@ class ItemMemory:
         if kept is None:
             if not self._most:
                 return self.made(context, places, instant)
-            size = (len(self._items) + 1, len(self._space.places[ITEM]))
+            size = (len(self._items) + 1, len(self._space.split.about))
             kept = _Columns(np.zeros(size, dtype=np.float32), np.full(size[0], -1, dtype=np.int64))
             state.columns[context] = kept
             while len(state.columns) > self._most:
@@ -149,23 +164,8 @@ class ItemMemory:
 
     def made(self, context: str, places: Int64s, instant: int) -> Float32s:
         """As `columns`, made anew."""
-        blocks = {
-            view_name(ITEM, name): self._block(name, places, instant)
-            for name in self._space.contexts.feature_sources(context)
-        }
-        return self._space.part(ITEM, context, blocks, len(places))
+        return columns_of(self._space, context, self._state.rows, places, instant, self.width)
 
     def columns_of_all(self, sources: Sequence[str], places: Int64s, instant: int) -> Float32s:
-        """What some items are whoever asks: `FeatureSpace.item_columns`, made anew; arguments as there."""
-        blocks = {view_name(ITEM, name): self._block(name, places, instant) for name in sources}
-        return self._space.item_columns(sources, blocks, len(places))
-
-    def _block(self, context: str, places: Int64s, instant: int) -> Block:
-        rows = self._state.rows.get(context)
-        values = np.zeros((len(places), self._width), dtype=np.float32)
-        there = np.zeros(len(places), dtype=np.bool_)
-        if rows is not None and len(rows.places):
-            at = np.minimum(np.searchsorted(rows.places, places), len(rows.places) - 1)
-            there = rows.places[at] == places
-            values[there] = rows.values[at[there]]
-        return stored_block(values, there, np.full(len(places), instant, dtype=np.int64))
+        """What some items are whoever asks: `FeatureSpace.item_columns` of these contexts, made anew."""
+        return self._space.item_columns(_stored(sources, self._state.rows, places, instant, self.width))

@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from recmeta.errors import RecmetaError
 from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
+from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import ManyRows, Reader
 from recmeta.features.feast_layout import pair_head
-from recmeta.features.schema import ITEM, USER, USER_ITEM, view_name
+from recmeta.features.schema import USER_ITEM
 from recmeta.serving.catalogue import Catalogue
 from recmeta.serving.guarded import store_failures
 from recmeta.serving.item_memory import ItemMemory, columns_of
@@ -84,49 +85,47 @@ class Pairs:
         chosen = item_of.tolist()
         names, keys = [items[item] for item in chosen], [heads[item] for item in chosen]
         found = _answered(lambda: self.reader.many(read, users, user_of, names, keys))
-        who, about, met = self._users(context, read, found), self._items(context, items, places), found.met
-        together = self._met(context, read, found)
-        row = self.space.request_row(context, {}, self.instant)
-        where, scores = self.space.places, np.empty(len(user_of))
+        who, about, met = self._users(context, found), self._items(context, items, places), found.met
+        together = self._met(context, found)
+        half = None
+        if self.scorer.half_width(context):
+            half = self.scorer.half(context, kept, kept_places, about)
+        unmet = self.space.stranger(context)[None, self.space.split.pair]
+        scores = np.empty(len(user_of))
         for start in range(0, len(user_of), ROWS_OF_A_RUN):
             end = min(start + ROWS_OF_A_RUN, len(user_of))
             theirs, its = user_of[start:end], item_of[start:end]
-            dense = np.repeat(row[None], end - start, axis=0)
-            dense[:, where[USER]] = who[theirs]
-            dense[:, where[ITEM]] = about[its]
-            here = slice(*np.searchsorted(met, [start, end]).tolist())
-            dense[np.ix_(met[here] - start, where[USER_ITEM])] = together[here]
             first, last = int(theirs[0]), int(theirs[-1]) + 1
-            logits = self.scorer.score_many(
+
+            def about_of(rows: Int64s, its: Int64s = its) -> Float32s:
+                return about[its[rows]]
+
+            pair = np.repeat(unmet, end - start, axis=0)
+            here = slice(*np.searchsorted(met, [start, end]).tolist())
+            pair[met[here] - start] = together[here]
+            logits = self.scorer.score_kept(
                 context,
                 users[first:last],
                 found.histories[first:last],
-                theirs - first,
                 kept,
                 kept_places[its],
-                dense,
+                DenseRows(who[first:last], about_of, pair, theirs - first, self.space.split),
+                half=None if half is None else half[its],
             )
             scores[start:end] = sigmoid(logits)
         return scores
 
-    def _users(self, context: str, read: Sequence[str], found: ManyRows) -> Float32s:
-        """The columns at ``space.places[USER]`` of each user."""
-        blocks = {
-            view_name(USER, name): self._block(found.users[number], found.knows_user[number])
-            for number, name in enumerate(read)
-        }
-        return self.space.part(USER, context, blocks, found.users.shape[1])
+    def _users(self, context: str, found: ManyRows) -> Float32s:
+        """The columns at ``space.split.request`` of each user."""
+        stored = self._stored(found.users, found.knows_user)
+        return self.space.request_rows(context, stored, np.full(found.users.shape[1], self.instant))
 
-    def _met(self, context: str, read: Sequence[str], found: ManyRows) -> Float32s:
+    def _met(self, context: str, found: ManyRows) -> Float32s:
         """The columns at ``space.places[USER_ITEM]`` of each pair in ``found.met``."""
-        blocks = {
-            view_name(USER_ITEM, name): self._block(found.pairs[number], found.knows_pair[number])
-            for number, name in enumerate(read)
-        }
-        return self.space.part(USER_ITEM, context, blocks, len(found.met))
+        return self.space.part(USER_ITEM, context, self._stored(found.pairs, found.knows_pair))
 
     def _items(self, context: str, items: Sequence[str], places: Int64s) -> Float32s:
-        """The columns at ``space.places[ITEM]`` of each item."""
+        """The columns at ``space.split.about`` of each item."""
         columns = self.memory.columns(context, places, self.instant)
         unknown = np.flatnonzero(places < 0)
         if not len(unknown):
@@ -137,11 +136,13 @@ class Pairs:
             self.space.contexts.feature_sources(context),
         )
         rows = _answered(lambda: self.reader.items(sources, names))
-        columns[unknown] = columns_of(self.space, context, rows, len(names), self.instant)
+        columns[unknown] = columns_of(
+            self.space, context, rows, np.arange(len(names)), self.instant, self.memory.width
+        )
         return columns
 
-    def _block(self, values: Float32s, there: Bools) -> Block:
-        return stored_block(values, there, np.full(len(there), self.instant, dtype=np.int64))
+    def _stored(self, values: Float32s, there: Bools) -> Block:
+        return stored_block(values, there, np.full(there.shape, self.instant))
 
 
 def _answered(ask: Callable[[], T]) -> T:

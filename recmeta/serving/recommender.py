@@ -22,17 +22,19 @@ from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
 from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import split_row_time
+from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
 from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.schema import ITEM, USER, USER_ITEM, view_name
+from recmeta.features.schema import USER_ITEM
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
 from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
+from recmeta.serving.item_halves import ItemHalves
 from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
@@ -69,7 +71,7 @@ class Asked:
     kept_places: Int64s
     """Of the items in `kept`."""
     rows: UserRows
-    dense: Float32s
+    dense: DenseRows
     seen: npt.NDArray[np.bool_]
     instant: int
     """Microseconds since 1970, UTC."""
@@ -88,7 +90,7 @@ class Asked:
             ids=[self.ids[place] for place in chosen.tolist()],
             places=self.places[chosen],
             kept_places=self.kept_places[chosen],
-            dense=self.dense[chosen],
+            dense=self.dense.take(chosen),
             seen=self.seen[chosen],
         )
 
@@ -146,7 +148,8 @@ class Recommender:
         self._settings = settings
         self._served = served
         self._space = _space(bundle, settings)
-        self._popularity = manifest.features.popularity_index
+        self._popularity = int(np.searchsorted(self._space.split.about, manifest.features.popularity_index))
+        """Of an item's columns, the one that the popularity baseline ranks by."""
         self._history_length = manifest.features.history_length
         self._scorer = Scorer(
             bundle, None if like is None else like._scorer, adapters=settings.serving.adapters_in_memory
@@ -158,6 +161,8 @@ class Recommender:
         self._reader = self._open_reader(settings.serving.store_timeout)
         self._guarded = GuardedReader(self._reader, settings.serving.store_rest)
         self._own_catalogue(bundle, like)
+        most = settings.serving.item_columns_megabytes * 1_000_000
+        self._halves = ItemHalves(self._scorer, self._kept, self._items, most)
         self._retrieval = self._open_retrieval(bundle)
 
     def _open_retrieval(self, bundle: Bundle) -> Retrieval | None:
@@ -528,24 +533,25 @@ class Recommender:
         if ended:
             instant = self._after_end(instant, rows)
         exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
-        without = self._catalogue.places(rows.history if without_seen and not exposed else ())
         return self._retrieval.choose(
             context,
             user_id,
             rows.history,
-            self._space.request_row(context, self._user_blocks(sources, rows, instant), instant),
+            self._request(context, sources, sources, rows, instant)[0],
             alive=alive,
             most=most,
-            without=without,
+            without=self._catalogue.places(rows.history if without_seen and not exposed else ()),
         )
 
-    def _user_blocks(self, read: Sequence[str], rows: UserRows, instant: int) -> dict[str, Block]:
-        """What is known of the user by view, one row each."""
-        own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant, dtype=np.int64))
-        return {
-            view_name(USER, name): Block(own.values[number : number + 1], own.hours[number : number + 1])
-            for number, name in enumerate(read)
-        }
+    def _request(
+        self, context: str, read: Sequence[str], sources: Sequence[str], rows: UserRows, instant: int
+    ) -> Float32s:
+        """What dense rows say of the user and the instant, [1, R]."""
+        own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant))
+        own = Block(own.values[:, None], own.hours[:, None])
+        if tuple(read) != tuple(sources):
+            own = own.take([read.index(name) for name in sources])
+        return self._space.request_rows(context, own, np.array([instant]))
 
     def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
         every = self.contexts.names
@@ -569,29 +575,30 @@ class Recommender:
         ids: Sequence[str],
         places: Int64s,
         instant: int,
-    ) -> Float32s:
-        """The dense rows of one user and n items, [n, F]: what `FeatureSpace.assemble` makes, to the bit."""
-        blocks = self._user_blocks(read, rows, instant)
-        dense = np.repeat(self._space.request_row(context, blocks, instant)[None], len(ids), axis=0)
-        if not len(ids):
-            return dense
-        dense[:, self._space.places[ITEM]] = self._items.columns(context, places, instant)
+    ) -> DenseRows:
+        """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
+        order = None if tuple(read) == tuple(sources) else [read.index(name) for name in sources]
+        request = self._request(context, read, sources, rows, instant)
+        pair = np.repeat(self._space.stranger(context)[None, self._space.split.pair], len(ids), axis=0)
+        if len(rows.met):
+            pairs = stored_block(rows.pairs, rows.knows_pair, np.full(rows.knows_pair.shape, instant))
+            pair[rows.met] = self._space.part(
+                USER_ITEM, context, pairs if order is None else pairs.take(order)
+            )
+
+        def about(chosen: Int64s) -> Float32s:
+            return self._items.columns(context, places[chosen], instant)
+
+        asker = np.zeros(len(ids), dtype=np.int64)
         unknown = np.flatnonzero(places < 0)
+        part = None
         if len(unknown):
             part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
-            if part is not None:
-                dense[np.ix_(unknown, self._space.places[ITEM])] = part
-        if len(rows.met):
-            instants = np.full(len(rows.met), instant, dtype=np.int64)
-            pairs = {
-                view_name(USER_ITEM, name): stored_block(
-                    rows.pairs[number], rows.knows_pair[number], instants
-                )
-                for number, name in enumerate(read)
-            }
-            part = self._space.part(USER_ITEM, context, pairs, len(rows.met))
-            dense[np.ix_(rows.met, self._space.places[USER_ITEM])] = part
-        return dense
+        if part is None:
+            return DenseRows(request, about, pair, asker, self._space.split)
+        whole = about(np.arange(len(ids)))
+        whole[unknown] = part
+        return DenseRows(request, whole, pair, asker, self._space.split)
 
     def _unknown_items(
         self, ids: Sequence[str], context: str, sources: Sequence[str], instant: int
@@ -600,11 +607,20 @@ class Recommender:
         found = self._guarded.read(lambda reader: reader.items(sources, ids))
         if found is None or not any(len(rows.places) for rows in found.values()):
             return None
-        return columns_of(self._space, context, found, len(ids), instant)
+        return columns_of(self._space, context, found, np.arange(len(ids)), instant, self._width)
 
     def _logits(self, asked: Asked) -> npt.NDArray[np.float64]:
+        half = None
+        if asked.kept is self._kept:
+            half = self._halves.take(asked.context, asked.places, asked.instant)
         return self._scorer.score_kept(
-            asked.context, asked.user_id, asked.rows.history, asked.kept, asked.kept_places, asked.dense
+            asked.context,
+            [asked.user_id],
+            [asked.rows.history],
+            asked.kept,
+            asked.kept_places,
+            asked.dense,
+            half=half,
         )
 
     def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
@@ -612,7 +628,7 @@ class Recommender:
         order = np.argsort(-logits, kind="stable")
         ranked = logits[order]
         if (ranked[1:] == ranked[:-1]).any():  # rare, and then dear
-            popularity = asked.dense[:, self._popularity]
+            popularity = asked.dense.about[:, self._popularity]
             order = np.lexsort((np.array(asked.ids, dtype=np.str_), -popularity, -logits))
         return order
 
@@ -629,9 +645,10 @@ class Recommender:
         if reasons:
             tastes = self._tastes(asked.rows.history)
             abouts = self._catalogue.categories_of([ids[row] for row in chosen])
+            popularity = asked.dense.take(order).about[:, self._popularity].tolist()
             told = [
-                self._item_reason(ids[row], about, tastes, float(asked.dense[row, self._popularity]))
-                for row, about in zip(chosen, abouts, strict=True)
+                self._item_reason(ids[row], about, tastes, popular)
+                for row, about, popular in zip(chosen, abouts, popularity, strict=True)
             ]
             shown: list[float | None] = [None] * len(chosen) if propensity is None else propensity.tolist()
             items = tuple(

@@ -82,9 +82,8 @@ class Retrieval:
             IntegrityError: a graph does not load, or does not fit the manifest.
             InputError: ``approximate``, and faiss is not installed.
         """
-        self._space, self._catalogue, self._sources = space, catalogue, towers.sources
+        self._catalogue, self._sources = catalogue, towers.sources
         self._towers, self._unit = towers, bundle.manifest.units[towers.unit]
-        self._columns = np.array(space.request_columns(), dtype=np.int64)
         self._build: Any = _approximate_index() if approximate else ExactIndex
         self._item = _Tower(
             bundle,
@@ -94,7 +93,7 @@ class Retrieval:
         self._user = _Tower(
             bundle,
             USER_TOWER,
-            {"dense": len(self._columns), "user": None, "history": None, "context": None},
+            {"dense": len(space.split.request), "user": None, "history": None, "context": None},
         )
         folder = f"units/{towers.unit}"
         ids = {
@@ -136,7 +135,7 @@ class Retrieval:
         context: str,
         user_id: str,
         history: Sequence[str],
-        row: Float32s,
+        request: Float32s,
         *,
         alive: int,
         most: int,
@@ -148,25 +147,25 @@ class Retrieval:
             context: one that the towers do not know is ordinary.
             user_id: likewise.
             history: item ids that the user engaged with, the most recent first.
-            row: the user's dense row in this context, of no item, float32 [F].
+            request: what the user's dense rows in this context say of them and the instant, float32 [R].
             alive: only the first so many items of the catalogue.
             most: at the most; a share of them are the first ones, the most recently touched.
             without: places that are not wanted beside those, [m].
         """
         assert self._index is not None  # noqa: S101  (whoever opens a bundle encodes its items)
         latest = min(round(most * self._towers.latest_share), alive)
-        query = self._query(context, user_id, history, row)
+        query = self._query(context, user_id, history, request)
         without = np.unique(without[(without >= latest) & (without < alive)])
         found = self._index.best(query, latest, alive, most - latest, without)
         return np.concatenate([np.arange(latest), np.sort(found)])
 
-    def _query(self, context: str, user_id: str, history: Sequence[str], row: Float32s) -> Float32s:
+    def _query(self, context: str, user_id: str, history: Sequence[str], request: Float32s) -> Float32s:
         past = np.zeros((1, self._user.width("history")), dtype=np.int64)
         places = self._catalogue.places(history[: past.shape[1]])
         past[0, : len(places)] = np.where(places >= 0, self._item_codes[places], 0)
         vectors = self._user.run(
             {
-                "dense": row[None, self._columns],
+                "dense": request[None],
                 "user": self._users.encode([user_id]),
                 "history": past,
                 "context": np.array([self._unit.context_index(context)], dtype=np.int64),

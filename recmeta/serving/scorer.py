@@ -17,12 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from recmeta.bundle.graph import (
+    ASKER,
+    GRAPH,
+    HALF,
+    ITEMS_GRAPH,
+    OF_ASKERS,
+    OF_ITEMS,
+    OUTPUT,
+    PAIR,
+    split_of,
+)
 from recmeta.bundle.manifest import Bank, ContextEntry, Stack, Unit
 from recmeta.bundle.store import Bundle
 from recmeta.bundle.unit import read_ids
 from recmeta.episodes.vocabulary import Vocabulary
 from recmeta.errors import IntegrityError, NotFoundError, SchemaError
 from recmeta.features.assembly import FeatureSpace
+from recmeta.features.dense_rows import DenseRows, Split
 from recmeta.features.portable import pick
 from recmeta.models.calibration import Calibration
 
@@ -71,91 +83,50 @@ class KeptItems:
     def __init__(self, items: Sequence[str], categories: Sequence[Sequence[str]]) -> None:
         """Keep n items, and n lists of categories."""
         self._items, self._categories = items, categories
-        self._codes: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+        self._codes: dict[str, Inputs] = {}
 
-    def codes(self, network: _Network) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def codes(self, network: _Network) -> Inputs:
         """Item [n] and categories [n, k] as ``network`` numbers them."""
         found = self._codes.get(network.name)
         if found is None:
-            found = self._codes[network.name] = network.codes(self._items, self._categories)
+            found = self._codes[network.name] = network.items(self._items, self._categories)
         return found
 
 
 class _Asked(Protocol):
     """Who is asked about what."""
 
-    @property
-    def rows(self) -> int:
-        """How many."""
-        ...
-
-    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
-        """The inputs of a network's graph."""
+    def ids(self, network: _Network) -> Inputs:
+        """Those inputs of a network's graph that are looked up: `OF_ASKERS` [A] and `OF_ROWS` [n]."""
 
 
 @dataclass(frozen=True)
 class _ByName:
-    """Rows whose ids are looked up: a single user or history is of all rows."""
+    """Rows whose ids are looked up."""
 
     users: Sequence[str]
     items: Sequence[str]
     categories: Sequence[Sequence[str]]
     histories: Sequence[Sequence[str]]
 
-    @property
-    def rows(self) -> int:
-        return len(self.items)
-
-    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
-        item, categories = network.codes(self.items, self.categories)
-        return network.inputs(context, self.users, item, categories, self.histories, dense)
+    def ids(self, network: _Network) -> Inputs:
+        return network.askers(self.users, self.histories) | network.items(self.items, self.categories)
 
 
 @dataclass(frozen=True)
 class _ByPlace:
-    """One user and some of the kept items."""
-
-    user: str
-    history: Sequence[str]
-    kept: KeptItems
-    places: npt.NDArray[np.int64]
-
-    @property
-    def rows(self) -> int:
-        return len(self.places)
-
-    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
-        item, categories = self.kept.codes(network)
-        return network.inputs(
-            context, [self.user], item[self.places], categories[self.places], [self.history], dense
-        )
-
-
-@dataclass(frozen=True)
-class _OfMany:
-    """Users and their histories, each encoded once, and rows of them and kept items."""
+    """Users and their histories, and rows of kept items."""
 
     users: Sequence[str]
     histories: Sequence[Sequence[str]]
-    whose: npt.NDArray[np.int64]
     kept: KeptItems
     places: npt.NDArray[np.int64]
 
-    @property
-    def rows(self) -> int:
-        return len(self.places)
-
-    def inputs(self, network: _Network, context: str, dense: npt.NDArray[np.float32]) -> Inputs:
-        item, categories = self.kept.codes(network)
-        return network.inputs(
-            context,
-            self.users,
-            item[self.places],
-            categories[self.places],
-            self.histories,
-            dense,
-            self.whose,
-        )
+    def ids(self, network: _Network) -> Inputs:
+        kept = self.kept.codes(network)
+        return network.askers(self.users, self.histories) | {
+            name: codes[self.places] for name, codes in kept.items()
+        }
 
 
 class Scorer:
@@ -184,6 +155,7 @@ class Scorer:
         self._banks: dict[str, _Experts] = {}
         self._opening = RLock()
         width = len(manifest.features.names)
+        self._split = Split.of_names(manifest.features.names)
         for name, entry in manifest.contexts.items():
             if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
                 self._network(entry.unit, width)
@@ -199,55 +171,63 @@ class Scorer:
     def score_kept(
         self,
         context: str,
-        user_id: str,
-        history: Sequence[str],
+        users: Sequence[str],
+        histories: Sequence[Sequence[str]],
         kept: KeptItems,
         places: npt.NDArray[np.int64],
-        dense: npt.NDArray[np.float32],
+        dense: DenseRows,
         *,
+        half: npt.NDArray[np.float32] | None = None,
         adapted: bool = True,
     ) -> Floats:
-        """Return the calibrated logit of some kept items for one user, float64 [n], finite.
+        """Return the calibrated logit of some kept items for those who ask about them, float64 [n], finite.
 
         Args:
             context: the surface.
-            user_id: any; an unknown one is ordinary.
-            history: item ids that the user engaged with, the most recent first.
+            users: any ids, of the A askers of ``dense``; an unknown one is ordinary.
+            histories: of each, item ids that they engaged with, the most recent first.
             kept: items.
             places: which of them, [n].
-            dense: [n, F] finite, in the order of the manifest's feature names.
+            dense: finite, n rows in the order of the manifest's feature names.
+            half: what `half` says of these items; None: it is worked out.
             adapted: False: the network without the context's adapter; other parts as they serve.
 
         Raises:
             NotFoundError, SchemaError: as `logits`.
         """
-        return self._logits(context, _ByPlace(user_id, history, kept, places), dense, adapted=adapted)
+        asked = _ByPlace(users, histories, kept, places)
+        for part in (dense.request, dense.pair, *(() if half is not None else (dense.about,))):
+            _check_finite(part)
+        return self._logits(context, asked, dense, half=half, adapted=adapted)
 
-    def score_many(
+    def half_width(self, context: str) -> int:
+        """How many numbers `half` is of an item; 0 where no network serves ``context``."""
+        entry = self._contexts[context]
+        return 0 if entry.unit is None else self._networks[entry.unit].half_width
+
+    def half(
         self,
         context: str,
-        users: Sequence[str],
-        histories: Sequence[Sequence[str]],
-        whose: npt.NDArray[np.int64],
         kept: KeptItems,
         places: npt.NDArray[np.int64],
-        dense: npt.NDArray[np.float32],
-    ) -> Floats:
-        """As `score_kept`, of many users at once.
+        about: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """What the network that serves ``context``, with its adapter, makes of items, [n, half_width].
+
+        It depends on nobody who asks, and may be kept for as long as the items' columns stay what they are.
 
         Args:
-            context: the surface.
-            users: U ids.
-            histories: of each user, the most recent item first.
-            whose: the user of each row by their place, [n].
+            context: one that a network serves.
             kept: items.
-            places: the item of each row, [n].
-            dense: [n, F] finite, in the order of the manifest's feature names.
-
-        Raises:
-            NotFoundError, SchemaError: as `logits`.
+            places: which of them, [n].
+            about: their dense columns, [n, I].
         """
-        return self._logits(context, _OfMany(users, histories, whose, kept, places), dense)
+        entry = self._contexts[context]
+        assert entry.unit is not None  # noqa: S101  (a network serves)
+        network = self._networks[entry.unit]
+        _check_finite(about)
+        codes = {name: values[places] for name, values in kept.codes(network).items()}
+        return network.half(codes | {"about": about}, _active(self._adapter(context, entry)))
 
     def score(self, context: str, candidates: Candidates) -> Floats:
         """Return the probability of engagement of each candidate, float64 [n], in [0, 1].
@@ -291,29 +271,61 @@ class Scorer:
             NotFoundError: the bundle does not know the context.
             SchemaError: ``dense`` has another shape than the manifest's features, or is not finite.
         """
-        return self._logits(context, _ByName(users, items, categories, histories), dense)
+        return self._logits(context, *self._by_name(users, items, categories, histories, dense))
+
+    def _by_name(
+        self,
+        users: Sequence[str],
+        items: Sequence[str],
+        categories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str]],
+        dense: npt.NDArray[np.float32],
+    ) -> tuple[_ByName, DenseRows]:
+        """Rows, and who asks about them: one for all where there is one user whose rows say the same."""
+        n = len(items)
+        expected = (n, self._split.width)
+        if dense.shape != expected:
+            raise SchemaError(f"dense features: expected shape {expected}, found {dense.shape}")
+        _check_finite(dense)
+        own = dense[:, self._split.request]
+        if len(users) == len(histories) == 1 and (own == own[:1]).all():
+            return _ByName(users, items, categories, histories), self._split.rows(
+                dense, np.zeros(n, dtype=np.int64)
+            )
+        asked = _ByName(
+            users if len(users) == n else [*users] * n,
+            items,
+            categories,
+            histories if len(histories) == n else [*histories] * n,
+        )
+        return asked, self._split.rows(dense, np.arange(n))
 
     def _logits(
-        self, context: str, asked: _Asked, dense: npt.NDArray[np.float32], *, adapted: bool = True
+        self,
+        context: str,
+        asked: _Asked,
+        dense: DenseRows,
+        *,
+        half: npt.NDArray[np.float32] | None = None,
+        adapted: bool = True,
     ) -> Floats:
         entry = self._contexts.get(context)
         if entry is None:
             raise NotFoundError(f"the bundle serves no context {context!r}")
-        self._check_dense(dense, asked.rows)
         if entry.serves == "stack" and entry.stack is not None:
             experts = self._opened_bank(entry.stack.bank).run(context, asked, dense)
-            return self._stacked(context, entry.stack, experts, dense)
+            return self._stacked(context, entry.stack, experts, dense.whole)
         if entry.serves in ("popularity", "nothing"):
             return self._popularity(entry, dense)
         trees = {"trees": 1.0, "blend": entry.tree_weight}.get(entry.serves, 0.0)
-        mixed = np.zeros(asked.rows)
+        mixed = np.zeros(len(dense))
         if trees < 1.0 and entry.unit is not None:
             network = self._networks[entry.unit]
-            inputs = asked.inputs(network, context, dense)
+            inputs = asked.ids(network) | network.rows(context, dense, half)
             raw = network.run(inputs, self._adapter(context, entry) if adapted else None)
             mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
         if trees > 0.0:
-            mixed += trees * entry.calibration["trees"].apply(self._trees[context].run(dense))
+            mixed += trees * entry.calibration["trees"].apply(self._trees[context].run(dense.whole))
         return mixed
 
     def experts(
@@ -339,8 +351,8 @@ class Scorer:
             IntegrityError: a graph of the bank does not load, or does not fit the manifest.
         """
         opened = self._opened_bank(bank)
-        self._check_dense(dense, len(items))
-        return opened.run(context, _ByName(users, items, categories, histories), dense)
+        asked, rows = self._by_name(users, items, categories, histories, dense)
+        return opened.run(context, asked, rows)
 
     def _stacked(self, context: str, stack: Stack, experts: Floats, dense: npt.NDArray[np.float32]) -> Floats:
         scaled = self._bundle.manifest.banks[stack.bank].scaled(experts)
@@ -350,13 +362,6 @@ class Scorer:
         if stack.rung == "boosted":
             mixed += self._trees[context].run(dense)
         return mixed
-
-    def _check_dense(self, dense: npt.NDArray[np.float32], rows: int) -> None:
-        expected = (rows, len(self._features.names))
-        if dense.shape != expected:
-            raise SchemaError(f"dense features: expected shape {expected}, found {dense.shape}")
-        if not np.isfinite(dense).all():
-            raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
 
     def knows_user(self, context: str, user_id: str) -> bool:
         """Whether a network that serves ``context`` has a place for this user in its tables."""
@@ -401,8 +406,9 @@ class Scorer:
         width = len(bank.columns or self._features.names)
         return _Experts(self._bundle, self._sessions, bank, self._network(bank.unit, width))
 
-    def _popularity(self, entry: ContextEntry, dense: npt.NDArray[np.float32]) -> Floats:
-        raw = dense[:, self._features.popularity_index].astype(np.float64)
+    def _popularity(self, entry: ContextEntry, dense: DenseRows) -> Floats:
+        place = np.searchsorted(self._split.about, self._features.popularity_index)
+        raw = dense.about[:, place].astype(np.float64)
         return entry.calibration.get("popularity", Calibration()).apply(raw)
 
 
@@ -413,73 +419,79 @@ class _Network:
         folder = f"units/{name}"
         self.name = name
         self._unit = unit
-        self._session = sessions.open(f"{folder}/graph.onnx")
+        self._session = sessions.open(f"{folder}/{GRAPH}")
+        self._items_session = sessions.open(f"{folder}/{ITEMS_GRAPH}")
         self.users = _read_vocabulary(bundle.file(f"{folder}/users.txt"), unit.users)
         self._items = _read_vocabulary(bundle.file(f"{folder}/items.txt"), unit.items)
         self._categories = _read_vocabulary(bundle.file(f"{folder}/categories.txt"), unit.categories)
-        shapes = {found.name: found.shape for found in self._session.get_inputs()}
-        wanted = {"dense", "user", "item", "categories", "history", "context"}
-        if set(shapes) != wanted or shapes["dense"][1] != width:
-            raise IntegrityError(
-                f"{folder}/graph.onnx: expected inputs {sorted(wanted)} with {width} dense features, "
-                f"found {shapes}"
-            )
-        # A graph that was exported before needs a row of the user for every row.
-        self._user_once = shapes["user"][0] == shapes["history"][0] != shapes["item"][0]
+        self.split = split_of(self._session, width)
+        wanted = (
+            (
+                self._session,
+                {*OF_ASKERS, PAIR, ASKER, HALF},
+                {"request": self.split.request, PAIR: self.split.pair},
+            ),
+            (self._items_session, set(OF_ITEMS), {"about": self.split.about}),
+        )
+        shapes: dict[str, Any] = {}
+        for session, inputs, columns in wanted:
+            found = {given.name: given.shape for given in session.get_inputs()}
+            widths = {name: len(part) for name, part in columns.items()}
+            if set(found) != inputs or {name: found[name][1] for name in widths} != widths:
+                raise IntegrityError(
+                    f"{folder}: expected a graph with inputs {sorted(inputs)}, {widths}, found {found}"
+                )
+            shapes |= found
+        self.half_width = int(shapes[HALF][1])
         self._categories_per_item = int(shapes["categories"][1])
         self._history_length = int(shapes["history"][1])
 
-    def codes(
-        self, items: Sequence[str], categories: Sequence[Sequence[str]]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The numbers of items, [n], and of their categories, [n, k]."""
-        return self._items.encode(items), self._categories.encode_lists(categories, self._categories_per_item)
-
-    def inputs(
-        self,
-        context: str,
-        users: Sequence[str],
-        item: npt.NDArray[np.int64],
-        categories: npt.NDArray[np.int64],
-        histories: Sequence[Sequence[str]],
-        dense: npt.NDArray[np.float32],
-        whose: npt.NDArray[np.int64] | None = None,
-    ) -> Inputs:
-        """Return the graph's inputs for n rows; a single user or history is of all rows.
-
-        A single user's have one row where the graph takes that; `_part` knows.
-        ``whose`` tells which user and history is of each row, where they are others than n or one.
-        """
-        n = len(item)
-        user = self.users.encode(users)
-        history = self._items.encode_lists(histories, self._history_length)
-        if whose is not None and len(users) > 1:
-            user, history = user[whose], history[whose]
-        if not self._user_once or len(user) != len(history):
-            user = user if len(user) == n else np.repeat(user, n)
-            history = history if len(history) == n else np.repeat(history, n, axis=0)
+    def askers(self, users: Sequence[str], histories: Sequence[Sequence[str]]) -> Inputs:
+        """The numbers of A users, and of the items of their histories."""
         return {
-            "dense": dense,
-            "user": user,
-            "item": item,
-            "categories": categories,
-            "history": history,
-            "context": np.full(n, self._unit.context_index(context), dtype=np.int64),
+            "user": self.users.encode(users),
+            "history": self._items.encode_lists(histories, self._history_length),
         }
 
-    def run(self, inputs: Inputs, adapter: Any | None) -> Floats:
-        """Return logits, float64 [n]."""
-        n = len(inputs["dense"])
-        options = ort.RunOptions()
-        if adapter is not None:
-            options.add_active_adapter(adapter)
-        found = np.empty(n)
-        for start in range(0, n, LARGEST_BATCH):
-            part = _part(inputs, start, start + LARGEST_BATCH)
-            rows = len(part["dense"])
+    def items(self, items: Sequence[str], categories: Sequence[Sequence[str]]) -> Inputs:
+        """The numbers of items, [n], and of their categories, [n, k]."""
+        return {
+            "item": self._items.encode(items),
+            "categories": self._categories.encode_lists(categories, self._categories_per_item),
+        }
+
+    def rows(self, context: str, dense: DenseRows, half: npt.NDArray[np.float32] | None) -> Inputs:
+        """The other inputs, of rows of one context: their columns of items, or what was made of them."""
+        asks = np.full(len(dense.request), self._unit.context_index(context), dtype=np.int64)
+        if dense.split != self.split:  # a network over other columns of the same rows
+            dense = self.split.rows(dense.whole, dense.asker)
+        items = {"about": dense.about} if half is None else {HALF: half}
+        return {"request": dense.request, PAIR: dense.pair, ASKER: dense.asker, "context": asks, **items}
+
+    def half(self, items: Inputs, options: ort.RunOptions) -> npt.NDArray[np.float32]:
+        """What is made of items alone, [n, half_width], from `OF_ITEMS`."""
+        found = np.empty((len(items["item"]), self.half_width), dtype=np.float32)
+        for start in range(0, len(found), LARGEST_BATCH):
+            part = {name: items[name][start : start + LARGEST_BATCH] for name in OF_ITEMS}
+            rows = len(part["item"])
             if rows < SMALLEST_BATCH:
-                part = {name: np.repeat(values, SMALLEST_BATCH, axis=0) for name, values in part.items()}
-            (logits,) = self._session.run(["logit"], part, options)
+                part = _doubled(part, OF_ITEMS)
+            (half,) = self._items_session.run([HALF], part, options)
+            found[start : start + rows] = half[:rows]
+        return found
+
+    def run(self, inputs: Inputs, adapter: Any | None) -> Floats:
+        """Return logits, float64 [n]; `HALF` takes the place of `OF_ITEMS` where it is there."""
+        options = _active(adapter)
+        found = np.empty(len(inputs[ASKER]))
+        for start in range(0, len(found), LARGEST_BATCH):
+            part = _part(inputs, start, start + LARGEST_BATCH)
+            rows = len(part[ASKER])
+            half = part[HALF] if HALF in part else self.half(part, options)
+            given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER)} | {HALF: half}
+            if rows < SMALLEST_BATCH:
+                given = _doubled(given, (PAIR, ASKER, HALF))
+            (logits,) = self._session.run([OUTPUT], given, options)
             found[start : start + rows] = logits[:rows]
         return found
 
@@ -528,32 +540,38 @@ class _Experts:
             for path in paths
         ]
 
-    def run(self, context: str, asked: _Asked, dense: npt.NDArray[np.float32]) -> Floats:
+    def run(self, context: str, asked: _Asked, dense: DenseRows) -> Floats:
         """Return raw logits, float64 [n, S + 1]."""
-        inputs = asked.inputs(self._network, context, dense)
-        found = np.empty((asked.rows, self._bank.width))
+        inputs = asked.ids(self._network) | {ASKER: dense.asker, "whole": dense.whole}
+        found = np.empty((len(dense), self._bank.width))
         # Rows are taken in pieces, so that all of a piece's blocks together are one run of the network.
         piece = max(1, LARGEST_BATCH // self._bank.width)
-        for start in range(0, asked.rows, piece):
+        for start in range(0, len(dense), piece):
             part = _part(inputs, start, start + piece)
             found[start : start + piece] = self._run_piece(context, part)
         return found
 
     def _run_piece(self, context: str, rows: Inputs) -> Floats:
-        bank, dense = self._bank, rows["dense"]
+        bank, width, dense = self._bank, self._bank.width, rows["whole"]
         if bank.columns:
-            blocks = [pick(self._names, dense, bank.columns)] * bank.width
+            blocks = [pick(self._names, dense, bank.columns)] * width
         else:
             blocks = [self._space.as_context(dense, source) for source in bank.sources]
             blocks.append(self._space.as_newcomer(dense, context))
+        # Each asker asks once in each block.
+        split = [self._network.split.rows(block, rows[ASKER]) for block in blocks]
+        askers = len(rows["user"])
         repeated = {
-            name: np.tile(values, (bank.width if len(values) == len(dense) else 1, *[1] * (values.ndim - 1)))
-            for name, values in rows.items()
-            if name not in ("dense", "context")
+            name: np.tile(rows[name], (width, *[1] * (rows[name].ndim - 1)))
+            for name in ("user", "history", "item", "categories")
+        } | {
+            "request": np.concatenate([part.request for part in split]),
+            "about": np.concatenate([part.about for part in split]),
+            PAIR: np.concatenate([part.pair for part in split]),
+            ASKER: np.concatenate([rows[ASKER] + number * askers for number in range(width)]),
+            "context": np.repeat(self._indices, askers),
         }
-        repeated["dense"] = np.concatenate(blocks)
-        repeated["context"] = np.repeat(self._indices, len(dense))
-        logits = self._network.run(repeated, None).reshape(bank.width, len(dense))
+        logits = self._network.run(repeated, None).reshape(width, len(dense))
         for block, trees, logit in zip(blocks, self._trees, logits, strict=True):
             if trees is not None:
                 logit += trees.run(block)
@@ -584,9 +602,33 @@ class _Sessions:
 
 
 def _part(inputs: Inputs, start: int, end: int) -> Inputs:
-    """Some rows of a network's inputs; what has one row is of all rows."""
-    rows = len(inputs["dense"])
-    return {name: values[start:end] if len(values) == rows else values for name, values in inputs.items()}
+    """Some rows of a network's inputs, and who asks about these."""
+    asker = inputs[ASKER][start:end]
+    if len(asker) == len(inputs[ASKER]):
+        return inputs
+    first, last = int(asker[0]), int(asker[-1]) + 1
+    part = {
+        name: values[first:last] if name in OF_ASKERS else values[start:end]
+        for name, values in inputs.items()
+    }
+    part[ASKER] = asker - first
+    return part
+
+
+def _doubled(inputs: Inputs, names: Sequence[str]) -> Inputs:
+    return inputs | {name: np.repeat(inputs[name], SMALLEST_BATCH, axis=0) for name in names}
+
+
+def _check_finite(dense: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(dense).all():
+        raise SchemaError("dense features: expected finite numbers, found NaN or infinity")
+
+
+def _active(adapter: Any | None) -> ort.RunOptions:
+    options = ort.RunOptions()
+    if adapter is not None:
+        options.add_active_adapter(adapter)
+    return options
 
 
 def open_session(path: Path) -> Any:

@@ -125,7 +125,7 @@ class _LookedAt:
 
 def _looked_at(night: Night, parts: dict[int, Part]) -> _LookedAt:
     test = parts[TEST].rows
-    lists = parts[TEST].as_lists(feature_space(night).request_columns()).rows
+    lists = parts[TEST].as_lists(feature_space(night).split.request.tolist()).rows
     same = torch.equal(lists.dense, test.dense) and torch.equal(lists.history, test.history)
     return _LookedAt(parts[VALIDATION].rows, test, test if same else lists)
 

@@ -6,6 +6,7 @@ quality: the gates did, and it only adds what can be known after export (parity)
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ from recmeta.stages.night import Night, Progress, catalogue, labelled_tensors
 from recmeta.stages.refitted import read_refitted
 from recmeta.stages.towers import write_towers
 from recmeta.stages.transfer import BANK, EVIDENCE, read_bank, read_evidence
+
+EXPORTED = "exported"
+"""Folder of a network's graphs until they lie in a unit."""
 
 PARITY_ROWS = 2_000
 """Test rows of a context on which exported files are compared with the models they came from."""
@@ -145,7 +149,7 @@ class _Making:
         model = load_model(train)
         parts = labelled_tensors(self.night)
         rows = [self._probe(parts[TEST].of_context(index).rows) for index, _ in enumerate(self.decided, 1)]
-        graph = export_network(model, self.folder)
+        graph = export_network(model, self.folder / EXPORTED, feature_space(self.night).split)
         vocabularies = Vocabularies.load(train)
         self.trained, unit = write_unit(
             self.folder,
@@ -158,7 +162,7 @@ class _Making:
         )
         self.units[self.trained] = unit
         kept_graph = self.folder / "units" / self.trained / graph.name
-        graph.unlink()
+        shutil.rmtree(graph.parent)
         for (name, found), probe in zip(self.decided.items(), rows, strict=True):
             if found["serves"] == "incumbent":
                 assert self.parent is not None  # noqa: S101  (an incumbent is the parent's)
@@ -193,7 +197,7 @@ class _Making:
         if bank is None or found is None:
             return
         folder = self.night.folder / BANK
-        graph = export_network(bank.network, self.folder)
+        graph = export_network(bank.network, self.folder / EXPORTED, feature_space(self.night).split)
         vocabularies = Vocabularies.load(folder)
         name, unit = write_unit(
             self.folder,
@@ -203,7 +207,7 @@ class _Making:
             items=vocabularies.items.ids,
             categories=vocabularies.categories.ids,
         )
-        graph.unlink()
+        shutil.rmtree(graph.parent)
         self.units[name] = unit
         self.bank, entry = write_bank(
             self.folder,

@@ -8,7 +8,7 @@ choose in a context where lists hold no less of later engagements than lists of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -31,8 +31,9 @@ from recmeta.events.schema import known_timestamp
 from recmeta.events.store import scan_events
 from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import MICROSECONDS_PER_HOUR
+from recmeta.features.dense_rows import DenseRows
 from recmeta.features.partitions import HISTORY, counter_view
-from recmeta.features.schema import ITEM, ROW_TIME, USER, counter_names, view_name
+from recmeta.features.schema import ITEM, ROW_TIME, USER, counter_names
 from recmeta.features.training_rows import stored_rows, view_as_of
 from recmeta.model_folder import load_model
 from recmeta.models.two_towers import TwoTowers
@@ -65,10 +66,12 @@ class _Stored:
     values: Float32s
     there: Bools
 
-    def block(self, chosen: Int64s, instant: int) -> Block:
-        return stored_block(
-            self.values[chosen], self.there[chosen], np.full(len(chosen), instant, dtype=np.int64)
-        )
+
+def _block(stored: Mapping[str, _Stored], sources: Sequence[str], chosen: Int64s, instant: int) -> Block:
+    """The views of some entities in some contexts as of an instant, [S, n]."""
+    values = np.stack([stored[name].values[chosen] for name in sources])
+    there = np.stack([stored[name].there[chosen] for name in sources])
+    return stored_block(values, there, np.full(there.shape, instant))
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,6 @@ class _Asked:
         night = self.night
         self.space: FeatureSpace = feature_space(night)
         self._width = len(counter_names(self.space.half_lives)) + len(ROW_TIME)
-        self._columns = list(self.space.request_columns())
         self._names = night.contexts.names
         self._random = np.random.default_rng([night.settings.training.seed, 20_13])
         self._kept = KeptItems(self.catalogue.ids, self.catalogue.categories)
@@ -301,54 +303,52 @@ class _Asked:
     def _people(
         self, snapshot: _Snapshot, context: str, who: Int64s, instant: int
     ) -> dict[str, torch.Tensor]:
-        rows = self._request_rows(snapshot, context, who, instant)
-        length = self.space.history_length
+        dense = self._requests(snapshot, context, who, instant)
         return {
-            "dense": torch.from_numpy(np.ascontiguousarray(rows[:, self._columns])),
+            "dense": torch.from_numpy(dense),
             "user": torch.from_numpy(self._users.encode([snapshot.users[one] for one in who.tolist()])),
             "history": torch.from_numpy(
-                self._vocabulary.encode_lists([snapshot.histories[one] for one in who.tolist()], length)
+                self._vocabulary.encode_lists(
+                    [snapshot.histories[one] for one in who.tolist()], self.space.history_length
+                )
             ),
         }
 
-    def _request_rows(self, snapshot: _Snapshot, context: str, who: Int64s, instant: int) -> Float32s:
-        """Dense rows of users of whom no item is known, [B, F]."""
-        row = self.space.request_row(context, {}, instant)
-        rows = np.repeat(row[None], len(who), axis=0)
-        blocks = {
-            view_name(USER, name): snapshot.people[name].block(who, instant)
-            for name in self.space.contexts.feature_sources(context)
-        }
-        rows[:, self.space.places[USER]] = self.space.part(USER, context, blocks, len(who))
-        return rows
+    def _requests(self, snapshot: _Snapshot, context: str, who: Int64s, instant: int) -> Float32s:
+        """What dense rows say of users and the instant, [B, R]."""
+        sources = self.space.contexts.feature_sources(context)
+        users = _block(snapshot.people, sources, who, instant)
+        return self.space.request_rows(context, users, np.full(len(who), instant))
 
     def _item_dense(self, snapshot: _Snapshot, about: Int64s, instant: int) -> Float32s:
-        blocks = {view_name(ITEM, name): snapshot.items[name].block(about, instant) for name in self.sources}
-        return self.space.item_columns(self.sources, blocks, len(about))
+        return self.space.item_columns(_block(snapshot.items, self.sources, about, instant))
 
     def teacher(
         self, snapshot: _Snapshot, context: str, who: Int64s, about: Int64s, instant: int
     ) -> Float32s:
         """What the bundle makes of users and items who never met: logits, float32 [B, M]."""
-        rows = self._request_rows(snapshot, context, who, instant)
-        blocks = {
-            view_name(ITEM, name): snapshot.items[name].block(about, instant)
-            for name in self.space.contexts.feature_sources(context)
-        }
-        part = self.space.part(ITEM, context, blocks, len(about))
+        space, places = self.space, snapshot.alive[about]
+        sources = space.contexts.feature_sources(context)
+        request = self._requests(snapshot, context, who, instant)
+        columns = space.part(ITEM, context, _block(snapshot.items, sources, about, instant))
+        pair = np.repeat(space.stranger(context)[None, space.split.pair], ROWS_OF_A_RUN, axis=0)
+        asker = np.zeros(ROWS_OF_A_RUN, dtype=np.int64)
         found = np.empty((len(who), len(about)), dtype=np.float32)
-        for row, user in enumerate(who.tolist()):
-            for start in range(0, len(about), ROWS_OF_A_RUN):
-                end = min(start + ROWS_OF_A_RUN, len(about))
-                dense = np.repeat(rows[row][None], end - start, axis=0)
-                dense[:, self.space.places[ITEM]] = part[start:end]
+        for start in range(0, len(about), ROWS_OF_A_RUN):
+            end = min(start + ROWS_OF_A_RUN, len(about))
+            its, count = columns[start:end], end - start
+            half = None
+            if self.scorer.half_width(context):
+                half = self.scorer.half(context, self._kept, places[start:end], its)
+            for row, user in enumerate(who.tolist()):
                 found[row, start:end] = self.scorer.score_kept(
                     context,
-                    snapshot.users[user],
-                    snapshot.histories[user],
+                    [snapshot.users[user]],
+                    [snapshot.histories[user]],
                     self._kept,
-                    snapshot.alive[about[start:end]],
-                    dense,
+                    places[start:end],
+                    DenseRows(request[row : row + 1], its, pair[:count], asker[:count], space.split),
+                    half=half,
                 )
         return found
 

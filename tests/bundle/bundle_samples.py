@@ -15,6 +15,7 @@ from recmeta.models.calibration import Calibration
 
 FILES = {
     "units/0123456789ab/graph.onnx": b"not a graph, but bytes all the same" * 40,
+    "units/0123456789ab/items.onnx": b"nor is this one",
     "units/0123456789ab/users.txt": b'"u1"\n"u2"\n',
     "adapters/commenting.onnx_adapter": bytes(range(256)) * 4,
     "trees/feed.onnx": b"\0\1\2\3" * 100,

@@ -11,10 +11,14 @@ import pytest
 import torch
 from network_samples import sample_adapter, sample_model, sample_rows
 
-from recmeta.bundle.export import COLUMNS, export_network, read_adapter, write_adapter
+from recmeta.bundle.export import export_network, read_adapter, write_adapter
+from recmeta.bundle.graph import OF_ASKERS, OF_ITEMS, split_of
 from recmeta.bundle.parity import network_difference
 from recmeta.errors import InputError, SchemaError
+from recmeta.features.dense_rows import Split
 from recmeta.models.shared import SharedModel
+
+SPLIT = Split(9, (0, 3, 4, 8), (1, 5))
 
 
 def _session(graph: Path) -> onnxruntime.InferenceSession:
@@ -31,7 +35,7 @@ def model() -> SharedModel:
 @pytest.fixture(scope="module")
 def folder(model: SharedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unit")
-    assert export_network(model, folder) == folder / "graph.onnx"
+    assert export_network(model, folder, SPLIT) == folder / "graph.onnx"
     write_adapter(model, sample_adapter(model), folder / "one.onnx_adapter")
     return folder
 
@@ -51,7 +55,7 @@ def test_the_graph_with_an_adapter_is_the_adapted_model(model: SharedModel, fold
     assert apart > 0.1, "another adapter is noticed"
     close = network_difference(model, folder / "graph.onnx", rows, adapter, folder / "one.onnx_adapter")
     with torch.no_grad():
-        largest = float(model(**{name: rows[name] for name in COLUMNS}, adapter=adapter).abs().max())
+        largest = float(model(**rows, adapter=adapter).abs().max())
     assert close < 1e-6 * largest, "float32 has seven digits, and drawn weights make large logits"
 
 
@@ -60,13 +64,23 @@ def test_an_adapter_of_zeros_is_the_shared_model_bit_for_bit(
 ) -> None:
     write_adapter(model, model.zero_adapter(), tmp_path / "zero.onnx_adapter")
     session = _session(folder / "graph.onnx")
-    feeds = {name: column.numpy() for name, column in sample_rows(50).items()}
-    plain = session.run(["logit"], feeds)[0]
+    items = _session(folder / "items.onnx")
+    columns = {name: column.numpy() for name, column in sample_rows(50).items()}
+    dense = SPLIT.rows(columns.pop("dense"), np.arange(50))
+    columns |= {"request": dense.request, "about": dense.about, "pair": dense.pair, "asker": dense.asker}
+
+    def logits(*options: onnxruntime.RunOptions) -> bytes:
+        (half,) = items.run(["half"], {name: columns[name] for name in OF_ITEMS}, *options)
+        rest = {name: columns[name] for name in (*OF_ASKERS, "pair", "asker")}
+        (found,) = session.run(["logit"], rest | {"half": half}, *options)
+        return bytes(found.tobytes())
+
+    plain = logits()
     loaded, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
     loaded.Load(str(tmp_path / "zero.onnx_adapter"))
     options.add_active_adapter(loaded)
-    assert session.run(["logit"], feeds, options)[0].tobytes() == plain.tobytes()
-    assert session.run(["logit"], feeds)[0].tobytes() == plain.tobytes(), "nothing stays active"
+    assert logits(options) == plain
+    assert logits() == plain, "nothing stays active"
 
 
 def test_exporting_again_after_another_model_gives_the_same_bytes_and_other_weights_others(
@@ -74,7 +88,7 @@ def test_exporting_again_after_another_model_gives_the_same_bytes_and_other_weig
 ) -> None:
     before = model.training
     export_network(sample_model(seed=3), tmp_path / "other")
-    export_network(model, tmp_path)
+    export_network(model, tmp_path, SPLIT)
     assert model.training == before
     assert (tmp_path / "graph.onnx").read_bytes() == (folder / "graph.onnx").read_bytes()
     assert (tmp_path / "other" / "graph.onnx").read_bytes() != (folder / "graph.onnx").read_bytes()
@@ -85,16 +99,23 @@ def test_nothing_of_this_machine_or_run_is_in_the_graph(folder: Path) -> None:
     for trace in (b"recmeta.models", b"File ", b"stack_trace", b"pytorch", b"aten", b".py"):
         assert trace not in content, trace
     graph = onnx.load(folder / "graph.onnx")
-    assert not graph.metadata_props
+    assert [found.key for found in graph.metadata_props] == ["split"]
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
 
 
 def test_the_graph_says_what_it_takes(model: SharedModel, folder: Path) -> None:
     session = _session(folder / "graph.onnx")
-    assert [found.name for found in session.get_inputs()] == list(COLUMNS)
+    shapes = {found.name: found.shape for found in session.get_inputs()}
+    assert set(shapes) == {*OF_ASKERS, "pair", "asker", "half"}
     assert [found.name for found in session.get_overridable_initializers()] == list(model.adapter_shapes)
     assert [(found.name, found.shape) for found in session.get_outputs()] == [("logit", ["rows"])]
-    assert session.get_inputs()[0].shape == ["rows", 9]
+    assert (shapes["request"], shapes["pair"]) == (["askers", 4], ["rows", 3])
+    assert split_of(session, 9) == SPLIT
+    items = _session(folder / "items.onnx")
+    about = {found.name: found.shape for found in items.get_inputs()}
+    assert set(about) == set(OF_ITEMS)
+    assert about["about"] == ["rows", 2]
+    assert [(found.name, found.shape) for found in items.get_outputs()] == [("half", shapes["half"])]
 
 
 def test_an_adapter_file_holds_exactly_what_was_written(model: SharedModel, folder: Path) -> None:

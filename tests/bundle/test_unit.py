@@ -23,6 +23,7 @@ ODD = ["plain", "", ' "quoted" \\', "line\nbreak", "\u2028separator\u0085", "ÐºÐ
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
     (tmp_path / "source.onnx").write_bytes(b"graph")
+    (tmp_path / "items.onnx").write_bytes(b"graph of items")
     return tmp_path / "source.onnx"
 
 
@@ -34,13 +35,15 @@ def test_ids_come_back_as_they_were_in_order(tmp_path: Path, graph: Path) -> Non
     assert read_ids(folder / "categories.txt") == []
     assert (unit.users, unit.items, unit.categories) == (len(ODD), 1, 0)
     assert (folder / "graph.onnx").read_bytes() == b"graph"
+    assert (folder / "items.onnx").read_bytes() == b"graph of items"
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)))))
 def test_any_text_is_an_id(tmp_path_factory: pytest.TempPathFactory, ids: list[str]) -> None:
     folder = tmp_path_factory.mktemp("ids")
-    (folder / "g").write_bytes(b"")
+    for name in ("g", "items.onnx"):
+        (folder / name).write_bytes(b"")
     name, _ = write_unit(folder, folder / "g", contexts=["a"], users=ids, items=[], categories=[])
     assert read_ids(folder / "units" / name / "users.txt") == ids
 
@@ -55,8 +58,10 @@ def test_the_name_of_a_unit_is_decided_by_its_content(tmp_path: Path, graph: Pat
     assert name("two", ["u"], ["a"]) == first
     assert name("three", ["v"], ["a"]) != first
     assert name("four", ["u"], ["b"]) != first
-    graph.write_bytes(b"other")
-    assert name("five", ["u"], ["a"]) != first
+    for number, path in enumerate((graph, graph.with_name("items.onnx"))):
+        path.write_bytes(b"other")
+        assert name(f"five{number}", ["u"], ["a"]) != first
+        path.write_bytes({graph: b"graph"}.get(path, b"graph of items"))
 
 
 def test_the_weights_from_which_a_later_night_starts_are_kept_and_count(tmp_path: Path, graph: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-import pytest
 from test_assembly import INSTANTS, WIDTH, blocks, space
 
-from recmeta.errors import SchemaError
 from recmeta.features.assembly import Block
 from recmeta.features.schema import ITEM, view_name
 
 SOURCES = ("commenting", "feed", "reading")
 
 
+def stacked(given: Mapping[str, Block]) -> Block:
+    """The items' views in `SOURCES`, as one block."""
+    views = [given[view_name(ITEM, name)] for name in SOURCES]
+    return Block(np.stack([view.values for view in views]), np.stack([view.hours for view in views]))
+
+
 def test_each_sources_counters_stand_as_in_the_rows_that_models_read() -> None:
     made, rows = space(), 40
     given = blocks(made, rows)
-    found = made.item_columns(SOURCES, given, rows)
+    found = made.item_columns(stacked(given))
     assert found.shape == (rows, made.item_width(3))
     assert np.isfinite(found).all()
     dense = made.assemble("feed", given, np.repeat(INSTANTS, rows))
@@ -31,13 +37,7 @@ def test_each_sources_counters_stand_as_in_the_rows_that_models_read() -> None:
 
 def test_an_item_that_nobody_touched_has_no_age_and_is_finite() -> None:
     made = space()
-    found = made.item_columns(SOURCES, {}, 2)
+    nobody = Block(np.zeros((3, 2, WIDTH), dtype=np.float32), np.full((3, 2), np.nan))
+    found = made.item_columns(nobody)
     assert np.isfinite(found).all()
     assert found[:, -2:].tolist() == [[0.0, 0.0]] * 2
-
-
-def test_a_block_of_another_size_is_refused() -> None:
-    made, view = space(), view_name(ITEM, "feed")
-    wrong = Block(np.zeros((2, WIDTH), dtype=np.float32), np.zeros(3))
-    with pytest.raises(SchemaError, match=view):
-        made.item_columns(SOURCES, {view: wrong}, 3)

@@ -14,22 +14,39 @@ import torch
 from small_models import SHAPE, make_columns, make_model, random_adapter
 
 from recmeta.bundle.export import export_network, write_adapter
+from recmeta.bundle.graph import OF_ASKERS, OF_ITEMS, split_of
+from recmeta.features.dense_rows import Split
 from recmeta.models.backbones.registry import BACKBONES
 from recmeta.models.shared import SharedModel
 
 Exported = Callable[[str], tuple[SharedModel, Path]]
 
 
-def scores(graph: Path, columns: dict[str, torch.Tensor], adapter: Path | None) -> np.ndarray:
+SPLIT = Split(6, (1, 2, 5), (0, 3))
+
+
+def scores(
+    graph: Path, columns: dict[str, torch.Tensor], adapter: Path | None, asker: np.ndarray | None = None
+) -> np.ndarray:
+    """What the graph says of rows, each of its own asker or of those that ``asker`` tells."""
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3  # it remarks on initializers that can be overridden, which is the point
-    session = onnxruntime.InferenceSession(str(graph), quiet, providers=["CPUExecutionProvider"])
+    session, items = (
+        onnxruntime.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
+        for path in (graph, graph.with_name("items.onnx"))
+    )
     options = onnxruntime.RunOptions()
     active = onnxruntime.LoraAdapter()
     if adapter is not None:
         active.Load(str(adapter))
         options.add_active_adapter(active)
-    (found,) = session.run(["logit"], {name: value.numpy() for name, value in columns.items()}, options)
+    feeds = {name: value.numpy() for name, value in columns.items()}
+    asker = np.arange(len(feeds["item"])) if asker is None else asker
+    dense = split_of(session, SHAPE.features).rows(feeds["dense"], asker)
+    feeds |= {"request": dense.request, "about": dense.about, "pair": dense.pair, "asker": asker}
+    (half,) = items.run(["half"], {name: feeds[name] for name in OF_ITEMS}, options)
+    rest = {name: feeds[name] for name in (*OF_ASKERS, "pair", "asker")}
+    (found,) = session.run(["logit"], rest | {"half": half}, options)
     return found
 
 
@@ -40,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     @cache
     def export(name: str) -> tuple[SharedModel, Path]:
         model = make_model(shape=replace(SHAPE, backbone=name, experts=2, cross_layers=1, cross_rank=3))
-        return model, export_network(model, tmp_path_factory.mktemp(name))
+        return model, export_network(model, tmp_path_factory.mktemp(name), SPLIT)
 
     return export
 
@@ -63,19 +80,29 @@ def test_onnx_runtime_scores_as_torch_does(name: str, exported: Exported, tmp_pa
 
 def test_the_same_weights_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     model, graph = exported("ple")
-    assert export_network(model, tmp_path).read_bytes() == graph.read_bytes()
+    assert export_network(model, tmp_path, SPLIT).read_bytes() == graph.read_bytes()
 
 
 @pytest.mark.parametrize("name", [*BACKBONES])
-def test_a_user_and_a_history_may_have_one_row_for_all(name: str, exported: Exported, tmp_path: Path) -> None:
+def test_who_asks_may_have_one_row_for_all_of_theirs(name: str, exported: Exported, tmp_path: Path) -> None:
     model, graph = exported(name)
     write_adapter(model, random_adapter(model), tmp_path / "own.onnx_adapter")
     whole = make_columns(17, seed=3)
     short = dict(whole)
-    for column in ("user", "history"):
-        short[column] = whole[column][4:5]
-        whole[column] = short[column].expand(17, *short[column].shape[1:]).contiguous()
+    asker = np.repeat([0, 1, 2], [5, 11, 1])
+    for column in ("user", "history", "context"):
+        short[column] = whole[column][:3]
+        whole[column] = short[column][asker]
+    whole["dense"][:, SPLIT.request] = whole["dense"][:3][asker][:, SPLIT.request]
     for adapter in (None, tmp_path / "own.onnx_adapter"):
         wanted = scores(graph, whole, adapter)
-        np.testing.assert_allclose(scores(graph, short, adapter), wanted, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(scores(graph, short, adapter, asker), wanted, atol=1e-5, rtol=1e-5)
         assert np.ptp(wanted) > 1e-2
+
+
+def test_a_model_none_of_whose_features_is_of_whoever_asks(tmp_path: Path) -> None:
+    model = make_model()
+    graph, columns = export_network(model, tmp_path), make_columns(5)
+    with torch.no_grad():
+        wanted = model(**columns, adapter=model.zero_adapter()).numpy()
+    np.testing.assert_allclose(scores(graph, columns, None), wanted, atol=1e-5, rtol=1e-5)

@@ -97,13 +97,14 @@ def _manifest(settings: Settings, contexts: Contexts, files: Path, transfer: dic
     files.mkdir()
     unit_name, unit = write_unit(
         files,
-        export_network(model.eval(), files),
+        export_network(model.eval(), files, space.split),
         contexts=names,
         users=users,
         items=ids,
         categories=categories,
     )
-    (files / "graph.onnx").unlink()
+    for graph in ("graph.onnx", "items.onnx"):
+        (files / graph).unlink()
     trees = {name: _trees(space.as_context(dense[name], name), labels[name]) for name in ("feed", "reading")}
     newcomer = _trees(space.as_newcomer(dense["feed"], "feed"), labels["feed"])
     bank_name, bank = write_bank(

@@ -8,6 +8,7 @@ over the ids' indices; ``shift`` is the adapter's tensor. The trees are ``3 * de
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from recmeta.bundle.graph import OF_ASKERS, OF_ITEMS
 from recmeta.bundle.manifest import ContextEntry, Features, Manifest, Unit
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import Contexts
@@ -36,44 +38,61 @@ ADAPTER = "adapters/reading.onnx_adapter"
 TREES = "trees/feed.onnx"
 
 
-def network() -> onnx.ModelProto:
-    widths = {"dense": 3, "categories": 2, "history": 4}
-    inputs = [
+WEIGHTS = {"user": 1, "item": 0.1, "categories": 0.01, "history": 0.001, "context": 2}
+WIDTHS = {"request": 0, "about": 3, "pair": 0, "half": 1, "categories": 2, "history": 4}
+FLOATS = ("request", "about", "pair", "half")
+
+
+def _inputs(axis: str, names: Iterable[str]) -> list[onnx.ValueInfoProto]:
+    return [
         helper.make_tensor_value_info(
             name,
-            TensorProto.FLOAT if name == "dense" else TensorProto.INT64,
-            ["n", widths[name]] if name in widths else ["n"],
+            TensorProto.FLOAT if name in FLOATS else TensorProto.INT64,
+            [axis, WIDTHS[name]] if name in WIDTHS else [axis],
         )
-        for name in ("dense", "user", "item", "categories", "history", "context")
+        for name in names
     ]
-    inputs.append(helper.make_tensor_value_info("shift", TensorProto.FLOAT, [1]))
-    constants = {
-        "zero": np.array(0, dtype=np.int64),
-        "axis": np.array([1], dtype=np.int64),
-        **{
-            f"{name}_weight": np.array(weight, dtype=np.float32)
-            for name, weight in {
-                "user": 1,
-                "item": 0.1,
-                "categories": 0.01,
-                "history": 0.001,
-                "context": 2,
-            }.items()
-        },
-        "shift": np.zeros(1, dtype=np.float32),
-    }
-    nodes = [helper.make_node("Gather", ["dense", "zero"], ["dense_term"], axis=1)]
-    terms = ["dense_term", "shift"]
-    for name in ("user", "item", "categories", "history", "context"):
+
+
+def _terms(names: Iterable[str], constants: dict[str, np.ndarray]) -> list[onnx.NodeProto]:
+    nodes = []
+    for name in names:
+        constants[f"{name}_weight"] = np.array(WEIGHTS[name], dtype=np.float32)
         nodes.append(helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT))
         summed = f"{name}_float"
-        if name in widths:
+        if name in WIDTHS:
             nodes.append(helper.make_node("ReduceSum", [summed, "axis"], [f"{name}_sum"], keepdims=0))
             summed = f"{name}_sum"
         nodes.append(helper.make_node("Mul", [summed, f"{name}_weight"], [f"{name}_term"]))
-        terms.append(f"{name}_term")
-    nodes.append(helper.make_node("Sum", terms, ["logit"]))
-    return _model(nodes, inputs, "logit", ["n"], constants)
+    return nodes
+
+
+def network() -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The graph, and the graph of items: the column, the item and its categories."""
+    constants = {"axis": np.array([1], dtype=np.int64)}
+    shift = helper.make_tensor_value_info("shift", TensorProto.FLOAT, [1])
+    own = {"shift": np.zeros(1, dtype=np.float32)}
+    of_items = {**constants, **own, "zero": np.array(0, dtype=np.int64)}
+    nodes = [
+        helper.make_node("Gather", ["about", "zero"], ["about_term"], axis=1),
+        *_terms(("item", "categories"), of_items),
+        helper.make_node("Sum", ["about_term", "item_term", "categories_term"], ["half_sum"]),
+        helper.make_node("Unsqueeze", ["half_sum", "axis"], ["half"]),
+    ]
+    items = _model(nodes, [*_inputs("n", OF_ITEMS), shift], "half", ["n", 1], of_items)
+    of_rows = {**constants, **own}
+    nodes = [
+        *_terms(("user", "history", "context"), of_rows),
+        helper.make_node("Sum", ["user_term", "history_term", "context_term"], ["asked"]),
+        helper.make_node("Gather", ["asked", "asker"], ["asked_of_rows"]),
+        helper.make_node("Squeeze", ["half", "axis"], ["half_term"]),
+        helper.make_node("Sum", ["asked_of_rows", "half_term", "shift"], ["logit"]),
+    ]
+    given = [*_inputs("askers", OF_ASKERS), *_inputs("n", ("pair", "asker", "half")), shift]
+    rest = _model(nodes, given, "logit", ["n"], of_rows)
+    for model in (rest, items):
+        helper.set_model_props(model, {"split": json.dumps({"request": [], "about": [0, 1, 2]})})
+    return rest, items
 
 
 def trees() -> onnx.ModelProto:
@@ -107,7 +126,8 @@ def write_files(folder: Path, shift: float) -> Path:
     unit = folder / "units" / UNIT
     for path in (unit, folder / "adapters", folder / "trees"):
         path.mkdir(parents=True)
-    onnx.save(network(), unit / "graph.onnx")
+    for model, name in zip(network(), ("graph.onnx", "items.onnx"), strict=True):
+        onnx.save(model, unit / name)
     onnx.save(trees(), folder / TREES)
     for name, ids in (("users", USERS), ("items", ITEMS), ("categories", CATEGORIES)):
         lines = "".join(json.dumps(found, ensure_ascii=False) + "\n" for found in ids)
@@ -149,11 +169,11 @@ def manifest() -> Manifest:
         seed=0,
         settings_digest="ab" * 32,
         features=Features(
-            names=("a", "b", "c"),
+            names=("mean:item:a", "mean:item:b", "mean:item:c"),
             digest="cd" * 32,
             half_lives=(timedelta(days=7),),
             history_length=4,
-            popularity="c",
+            popularity="mean:item:c",
         ),
         declarations=DECLARED,
         units={

@@ -75,8 +75,8 @@ def publish(settings: Settings, contexts: Contexts, until: datetime, *, seed: in
         for table in (model.user_table, model.item_table, model.category_table):
             table.normal_()
     name, unit = write_unit(
-        files, export_network(model, files.parent), contexts=contexts.names, users=ids["user_id"],
-        items=ids["item_id"], categories=categories,
+        files, export_network(model, files.parent, space.split), contexts=contexts.names,
+        users=ids["user_id"], items=ids["item_id"], categories=categories,
     )  # fmt: skip
     adapter = model.starting_adapter(seed)
     adapter["head_bias"] += 1.0

@@ -107,7 +107,7 @@ def write_stacked(folder: Path) -> Stacked:
     files, model = folder / "files", drawn_model()
     unit_name, unit = write_unit(
         files,
-        export_network(model, folder),
+        export_network(model, folder, SPACE.split),
         contexts=SOURCES,
         users=USERS,
         items=ITEMS,

@@ -120,14 +120,21 @@ def test_many_users_have_to_the_bit_the_dense_rows_of_requests(
     bulk, users = recommender.pairs(now), sorted(set(living.events["user_id"]))[:7]
     items = [*recommender._catalogue.ids[:30], "never seen"]
     seen: list[Any] = []
-    score = bulk.scorer.score_many
-    monkeypatch.setattr(bulk.scorer, "score_many", lambda *given: seen.append(given[-1]) or score(*given))
+    score = bulk.scorer.score_kept
+
+    def scored(*given: Any, **named: Any) -> Any:
+        seen.append(given[-1])
+        return score(*given, **named)
+
+    monkeypatch.setattr(bulk.scorer, "score_kept", scored)
     user_of, item_of = np.repeat(np.arange(7), 31), np.tile(np.arange(31), 7)
     for context in living.contexts.names:
         bulk.scores(context, users, items, user_of, item_of)
         places = recommender._catalogue.places(items)
-        wanted = [recommender._ask(context, user, items, places, now, seen=False).dense for user in users]
-        assert seen.pop().tobytes() == np.concatenate(wanted).tobytes()
+        wanted = [
+            recommender._ask(context, user, items, places, now, seen=False).dense.whole for user in users
+        ]
+        assert seen.pop().whole.tobytes() == np.concatenate(wanted).tobytes()
     bulk.close()
 
 

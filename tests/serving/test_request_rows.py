@@ -57,7 +57,7 @@ def test_the_rows_of_a_request_are_those_that_feast_and_the_night_would_make(
                 for context in living.contexts.names:
                     found = asked(recommender, context, user, ids, instant)
                     wanted = space.assemble(context, online.blocks, at)
-                    assert found.dense.tobytes() == wanted.tobytes(), (user, context)
+                    assert found.dense.whole.tobytes() == wanted.tobytes(), (user, context)
                     assert found.rows.history == online.history
                     met += len(found.rows.met)
     assert met

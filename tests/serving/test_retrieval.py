@@ -97,12 +97,11 @@ def test_what_is_scored_are_the_latest_and_the_largest_products_among_what_is_al
     assert places[:5].tolist() == [0, 1, 2, 3, 4]
     index = towered._retrieval._index
     assert isinstance(index, ExactIndex)
-    space = towered._space
     read = towered.contexts.feature_sources("feed")
     instant = int(now.timestamp()) * 1_000_000
     found = towered._guarded.request(user, read, (), ())
     assert found is not None
-    row = space.request_row("feed", towered._user_blocks(read, found, instant), instant)
+    (row,) = towered._request("feed", read, read, found, instant)
     products = index._vectors @ towered._retrieval._query("feed", user, found.history, row)
     seen = towered._catalogue.places(found.history)
     free = [place for place in range(5, alive) if place not in set(seen.tolist())]
@@ -133,8 +132,8 @@ def test_vectors_and_queries_are_those_of_the_towers(
     history = [str(found["item_id"]) for found in towered.history(user)]
     past = torch.zeros(1, manifest.features.history_length, dtype=torch.int64)
     past[0, : len(history)] = torch.tensor([codes["items"].get(name, 0) for name in history])
-    row = np.random.default_rng(0).random(towered._space.size, dtype=np.float32)
-    columns = torch.from_numpy(row[None, list(towered._space.request_columns())])
+    request = np.random.default_rng(0).random(len(towered._space.split.request), dtype=np.float32)
+    columns = torch.from_numpy(request[None])
     who, where = (
         torch.tensor([codes["users"][user]]),
         torch.tensor([manifest.units[unit].context_index("feed")]),
@@ -144,7 +143,7 @@ def test_vectors_and_queries_are_those_of_the_towers(
         query = towers.queries(columns, who, past, where).numpy()[0]
     assert isinstance(retrieval._index, ExactIndex)
     np.testing.assert_allclose(retrieval._index._vectors, vectors, atol=2e-5)
-    np.testing.assert_allclose(retrieval._query("feed", user, history, row), query, atol=2e-5)
+    np.testing.assert_allclose(retrieval._query("feed", user, history, request), query, atol=2e-5)
 
 
 def test_every_score_is_the_one_that_rank_gives(living: Living, towered: Recommender, now: datetime) -> None:
@@ -268,7 +267,7 @@ def test_a_context_that_the_towers_do_not_know_is_retrieved_for(
     assert towered._retrieval is not None
     assert towered._retrieval._unit.context_index("saving") == 0
     assert towered._retrieval.chooses("saving")
-    row = towered._space.request_row("feed", {}, int(now.timestamp()) * 1_000_000)
+    row = towered._space.stranger("feed")[towered._space.split.request]
     places = towered._retrieval.choose(
         "saving", "nobody", (), row, alive=60, most=MOST, without=np.array([], dtype=np.int64)
     )

@@ -46,7 +46,7 @@ def drawn_towers(manifest: Manifest, seed: int = 3) -> TwoTowers:
     towers = TwoTowers(
         TowerShape(
             item_features=space.item_width(len(manifest.declarations.names)),
-            user_features=len(space.request_columns()),
+            user_features=len(space.split.request),
             contexts=len(unit.contexts) + 1,
             vector_size=VECTOR_SIZE,
             hidden=16,

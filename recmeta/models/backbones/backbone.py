@@ -78,6 +78,21 @@ def inputs_of(gathered: Tensors) -> tuple[Tensor, Tensor]:
     return gathered["encoded"], gathered["vectors"]
 
 
+def project_inputs(gathered: Tensors, matrix: Tensor) -> Tensor:
+    """Multiply the inputs by a matrix [outputs, inputs]: [..., outputs].
+
+    Where they were gathered apart, as ``of_asker``, ``of_item`` and ``of_both`` with the places of their
+    columns, each part is multiplied by itself: what is made of one stands for many rows.
+    """
+    if "of_asker" not in gathered:
+        return project(inputs_of(gathered), matrix)
+    asker, item, both = (
+        functional.linear(gathered[part], matrix[..., gathered[f"{part}_columns"]])
+        for part in ("of_asker", "of_item", "of_both")
+    )
+    return asker + item + both
+
+
 def project(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
     """Multiply inputs, given in parts, by a matrix [outputs, inputs]: [..., outputs].
 

@@ -14,9 +14,8 @@ from recmeta.models.backbones.backbone import (
     Tensors,
     adapted,
     draw_layers,
-    inputs_of,
     masked,
-    project,
+    project_inputs,
 )
 
 
@@ -29,10 +28,10 @@ class Mlp(Backbone):
 
     def prepare(self, gathered: Tensors, weights: Tensors) -> dict[str, Tensor]:
         """Return ``first`` [..., hidden[0]], the first layer without an adapter."""
-        return {"first": project(inputs_of(gathered), weights["layer0_weight"]) + weights["layer0_bias"]}
+        return {"first": project_inputs(gathered, weights["layer0_weight"]) + weights["layer0_bias"]}
 
     def hidden(self, gathered: Tensors, adapter: Tensors, weights: Tensors) -> Tensor:
         """Return the last hidden layer."""
-        low = project(inputs_of(gathered), adapter["layer0_a"])
+        low = project_inputs(gathered, adapter["layer0_a"])
         hidden = functional.silu(adapted(gathered["first"], low, adapter, 0))
         return self.upper_layers(masked(hidden, gathered, 0), gathered, adapter, weights)

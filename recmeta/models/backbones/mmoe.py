@@ -24,7 +24,7 @@ from recmeta.models.backbones.backbone import (
     draw_layers,
     inputs_of,
     masked,
-    project,
+    project_inputs,
 )
 
 
@@ -50,14 +50,14 @@ class Mmoe(Backbone):
         """Return ``first`` [..., experts, hidden[0]], before activation, and ``gate`` [..., experts]."""
         parts = inputs_of(gathered)
         matrices = weights["layer0_weight"]
-        first = torch.unflatten(project(parts, matrices.flatten(0, 1)), -1, matrices.shape[:2])
+        first = torch.unflatten(project_inputs(gathered, matrices.flatten(0, 1)), -1, matrices.shape[:2])
         own = (gathered["own_gate"] @ torch.cat(parts, dim=-1).unsqueeze(-1)).squeeze(-1)
-        gate = project(parts, weights["gate_weight"]) + own + gathered["own_gate_bias"]
+        gate = project_inputs(gathered, weights["gate_weight"]) + own + gathered["own_gate_bias"]
         return {"first": first + weights["layer0_bias"], "gate": gate.softmax(-1)}
 
     def hidden(self, gathered: Tensors, adapter: Tensors, weights: Tensors) -> Tensor:
         """Return the last hidden layer."""
-        low = project(inputs_of(gathered), adapter["layer0_a"]).unsqueeze(-2)
+        low = project_inputs(gathered, adapter["layer0_a"]).unsqueeze(-2)
         experts = functional.silu(adapted(gathered["first"], low, adapter, 0))
         mixed = (gathered["gate"].unsqueeze(-1) * experts).sum(-2)
         return self.upper_layers(masked(mixed, gathered, 0), gathered, adapter, weights)

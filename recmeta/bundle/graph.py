@@ -1,0 +1,35 @@
+"""What goes into a network's two graphs and what comes out, by name. Export and serving agree through this.
+
+This module must never import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from recmeta.features.dense_rows import Split
+
+GRAPH, ITEMS_GRAPH = "graph.onnx", "items.onnx"
+"""Names of the files: `OF_ITEMS` to `HALF`, and all else to `OUTPUT`."""
+
+OF_ASKERS = ("request", "user", "history", "context")
+"""Inputs with a row for each who asks: the dense features that are of no item, and ids as in ``Rows``."""
+OF_ITEMS = ("about", "item", "categories")
+"""Inputs with a row for each item, whoever asks: its dense features, and ids as in ``Rows``."""
+PAIR = "pair"
+"""The input with the dense features of an asker and an item together, [rows, P]."""
+ASKER = "asker"
+"""The input that tells the asker of each row by their place, int64 [rows]."""
+HALF = "half"
+"""What a network makes of an item, float32 [rows, H]: output of the one graph, input of the other."""
+OUTPUT = "logit"
+"""Float32 [rows]."""
+SPLIT = "split"
+"""Where a graph's metadata tells which dense features ``request`` and ``about`` hold: JSON."""
+
+
+def split_of(session: Any, width: int) -> Split:
+    """How the graphs of an ONNX Runtime session want rows of ``width`` dense features split."""
+    told = json.loads(session.get_modelmeta().custom_metadata_map[SPLIT])
+    return Split(width, told["request"], told["about"])
