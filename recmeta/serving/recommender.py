@@ -357,7 +357,6 @@ class Recommender:
                 raise InputError(f"{name}: expected 0 to {most:g}, found {value}")
         alive = self._catalogue.alive(self._instant(now)[0], serving.alive_within)
         notes = () if alive else ("nobody touched any item lately; the latest ones are ranked",)
-        alive = alive or len(self._catalogue)
         places = self._candidates(context, user_id, alive, now, without_seen=exclude_seen)
         ids = [self._catalogue.ids[place] for place in places.tolist()]
         asked = self._ask(context, user_id, ids, places, now, seen=exclude_seen, notes=notes)
@@ -522,10 +521,13 @@ class Recommender:
     def _candidates(
         self, context: str, user_id: str, alive: int, now: datetime | None, *, without_seen: bool
     ) -> Int64s:
-        """Which of the first ``alive`` items are scored: all, what the towers choose, or the latest."""
+        """Which of the first ``alive`` items are scored: all, what the towers choose, or the latest.
+
+        Where none is alive, the latest of all.
+        """
         most = self._settings.serving.most_candidates
         if self._retrieval is None or alive <= most or not self._retrieval.chooses(context):
-            return np.arange(min(alive, most))
+            return np.arange(min(alive or len(self._catalogue), most))
         sources = self.contexts.feature_sources(context)
         rows = self._guarded.request(user_id, sources, (), ()) or _nobody(len(sources), self._width)
         as_of, ended = self._instant(now)

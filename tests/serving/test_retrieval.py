@@ -209,6 +209,15 @@ def test_where_towers_were_no_better_the_latest_are_scored(
         assert (shown != set(recommender._catalogue.ids[:MOST])) is chosen
 
 
+def test_where_nothing_is_alive_the_latest_are_ranked_as_the_note_says(
+    living: Living, towered: Recommender, now: datetime
+) -> None:
+    later = now + timedelta(days=400)
+    answer = towered.recommend("feed", living.reader(), MOST, later, exclude_seen=False)
+    assert {item.item_id for item in answer.items} == set(towered._catalogue.ids[:MOST])
+    assert answer.degraded
+
+
 def test_a_bundle_without_towers_scores_the_latest(living: Living, now: datetime) -> None:
     assert b'"towers"' not in (living.settings.bundles_folder / living.version / "manifest.json").read_bytes()
     recommender = Recommender(narrow(living))
