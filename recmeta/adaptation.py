@@ -5,6 +5,7 @@ This module reads a model and rows; it must never know which adapters deserve to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from recmeta.device import CPU, device_of, to_device
 from recmeta.episodes.rows import Rows, evenly
 from recmeta.errors import InputError
 from recmeta.meta.domain_regularization import regularized_direction
@@ -87,6 +89,8 @@ def adapt(
 
     Later data choose the step; the shared model itself is among the choices.
 
+    All of it runs on ``settings.accelerator``; the adapters returned lie on the CPU.
+
     Args:
         model: is not changed.
         training: rows to fit; contexts may differ in size by any factor, and may have none.
@@ -96,9 +100,11 @@ def adapt(
         learner_from: folder of that training; needed by meta-learners that learn more than weights.
 
     Raises:
+        DeviceError: a GPU is asked for, and torch sees none.
         InputError: a context stands twice, or what the meta-learner learnt is not in ``learner_from``.
     """
     check_choices(settings)
+    device = device_of(settings)
     if len(set(contexts)) != len(contexts):
         raise InputError(f"adaptation: expected each context once, found {list(contexts)}")
     own, later = _positions(training, contexts), _positions(validation, contexts)
@@ -106,6 +112,8 @@ def adapt(
     nothing = AdapterFit(model.zero_adapter(), 0, 0, 0.0, 0.0)
     fits = {context: nothing for context in contexts if context not in fitted}
     if fitted:
+        if device != CPU:
+            model = copy.deepcopy(model).to(device)
         before = model.training, torch.get_num_threads()
         model.eval()
         torch.set_num_threads(settings.threads)
@@ -124,7 +132,7 @@ def adapt(
 
 
 def adapt_few(model: SharedModel, rows: Rows, settings: TrainingSettings) -> Adapter:
-    """Fit an adapter to a few rows of one surface, without later rows to judge it.
+    """Fit an adapter to a few rows of one surface, without later rows to judge it; always on the CPU.
 
     The proximal objective of `adapt` on all rows at once, ``adapt_steps`` steps and the running mean of
     the adapter: what keeps it from harm with few rows is the pull to the shared model alone.
@@ -177,7 +185,10 @@ class _Program:
         self._left: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64) for _ in contexts]
         self._start = model.starting_adapter(settings.seed)
         self._gathered: dict[str, Tensor] | None = None
-        self._pull = torch.tensor([settings.adapt_proximal / len(position) for position in positions])
+        self._device = model.dense_mean.device
+        self._pull = torch.tensor(
+            [settings.adapt_proximal / len(position) for position in positions], device=self._device
+        )
         self._gradients = vmap(grad(self._objective), in_dims=(0, 0, 0))
         self._helped = settings.adapter_fit == "domain_regularization"
         self._problem = Problem(loss=self._loss)
@@ -202,8 +213,8 @@ class _Program:
         """What the shared model reads of the next rows; once for all steps where all rows fit into one."""
         if self._gathered is None:
             index, present = self._next_rows()
-            gathered = self._model.gather(self._rows.take_columns(index))
-            gathered["weight"] = gathered["weight"] * present
+            gathered = self._model.gather(to_device(self._rows.take_columns(index), self._device))
+            gathered["weight"] = gathered["weight"] * present.to(self._device)
             if max(len(position) for position in self.positions) > ROWS_PER_STEP:
                 return gathered
             self._gathered = gathered
@@ -224,7 +235,7 @@ class _Program:
 
     def _objective(self, adapter: dict[str, Tensor], gathered: dict[str, Tensor], pull: Tensor) -> Tensor:
         distance = sum(
-            ((adapter[name] - self._start[name]).square().sum() for name in adapter), torch.zeros(())
+            ((adapter[name] - self._start[name]).square().sum() for name in adapter), torch.zeros_like(pull)
         )
         return self._loss(adapter, gathered) + pull * distance
 
@@ -278,7 +289,7 @@ def _fit(
     mean = {name: value.clone() for name, value in stacked.items()}
     contexts = len(program.positions)
     shared = best_loss = judge.losses(stacked)
-    best_step = torch.zeros(contexts, dtype=torch.int64)
+    best_step = torch.zeros(contexts, dtype=torch.int64, device=shared.device)
     best = {name: value.clone() for name, value in stacked.items()}
     for step in range(1, settings.adapt_steps + 1):
         _step(program, optimizer, stacked, mean, step)
@@ -320,6 +331,7 @@ def _by_learner(
         raise InputError(
             f"adaptation by {learner.name}: expected what it learnt in training, found {missing}"
         )
+    learner.to(model.dense_mean.device)
     time = rows.time.numpy()
     latest = [position[np.argsort(time[position], kind="stable")[-ROWS_PER_STEP:]] for position in positions]
     start = stack([model.starting_adapter(settings.seed)] * len(positions))
@@ -338,8 +350,9 @@ def _gathered(model: SharedModel, rows: Rows, positions: list[npt.NDArray[np.int
     for row, position in enumerate(positions):
         index[row, : len(position)] = position
         present[row, : len(position)] = 1.0
-    gathered = model.gather(rows.take_columns(torch.from_numpy(index)))
-    gathered["weight"] = gathered["weight"] * torch.from_numpy(present)
+    device = model.dense_mean.device
+    gathered = model.gather(to_device(rows.take_columns(torch.from_numpy(index)), device))
+    gathered["weight"] = gathered["weight"] * torch.from_numpy(present).to(device)
     return gathered
 
 
@@ -352,7 +365,8 @@ def _as_fits(
     losses: Tensor,
 ) -> list[AdapterFit]:
     """What was best for each context: ``steps`` of 0 say that nothing beat the shared model."""
-    zero = model.zero_adapter()
+    zero = to_device(model.zero_adapter(), CPU)
+    best, steps, shared, losses = to_device(best, CPU), steps.cpu(), shared.cpu(), losses.cpu()
     return [
         AdapterFit(
             tensors=tensors if steps[row] else zero,

@@ -5,6 +5,7 @@
     │   ├── SchemaError                  a missing or wrongly typed column, an unreadable file
     │   ├── ContextError                 contexts.yaml or a context's name
     │   ├── IntervalError                an interval that ends before it starts, or in the future
+    │   ├── DeviceError                  an accelerator is asked for that torch does not see
     │   └── QuarantineError              more bad rows than the settings allow
     ├── NotFoundError                4   no such bundle, context or file
     ├── IntegrityError               5   bytes that do not match their checksum
@@ -41,6 +42,10 @@ class ContextError(InputError):
 
 class IntervalError(InputError):
     """A time interval that cannot be processed."""
+
+
+class DeviceError(InputError):
+    """The accelerator that the settings ask for is not there."""
 
 
 class QuarantineError(InputError):

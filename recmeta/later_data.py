@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from recmeta.device import copied_to_cpu
 from recmeta.episodes.rows import Rows, evenly
 from recmeta.models.prediction import log_loss, predict_logits
 from recmeta.models.shared import SharedModel
@@ -107,8 +108,8 @@ class LaterData(Callback):
         )
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.stale = loss, step, 0
-            self.best = {name: value.clone() for name, value in module.averaged.state_dict().items()}
-            self.best_learner = {name: value.clone() for name, value in module.learner.state_dict().items()}
+            self.best = copied_to_cpu(module.averaged.state_dict())
+            self.best_learner = copied_to_cpu(module.learner.state_dict())
         else:
             self.stale += 1
 

@@ -151,11 +151,14 @@ def run_night(
 
     Raises:
         BusyError: another run holds the workspace.
+        DeviceError: the settings ask for a GPU, and torch sees none.
         IntegrityError: a file of the workspace or of the champion is damaged; the text names it.
     """
+    from recmeta.device import device_of
     from recmeta.stages.night import Night, forget_rows
 
     settings = load_settings(workspace, **overrides)
+    device_of(settings.training)  # or training would refuse an hour later
     with workspace_lock(settings), _damage_is_named(settings):
         artifacts.remove_leftovers(settings.workspace)
         night = Night.plan(settings, until)

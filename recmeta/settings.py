@@ -79,6 +79,12 @@ class TrainingSettings(_Group):
         description="fixed, because it changes the last bit of a sum; one, because two that wait for each "
         "other on busy cores were measured five times slower",
     )
+    accelerator: Literal["cpu", "gpu"] = Field(
+        default="cpu",
+        exclude_if=lambda chosen: chosen == "cpu",  # nights on the CPU keep their names
+        description="where the shared model and adapters are learnt: gpu is one CUDA device, and pays for "
+        "large models and many contexts only (benchmarks/gpu.md); results depend on it in their last digits",
+    )
     meta_learner: str = Field(
         default="joint", description="how weights are learnt over tasks: a name in recmeta.meta.registry"
     )

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from recmeta.artifacts import digest_of, write_text
 from recmeta.checkpoints import SafeCheckpoints
+from recmeta.device import CPU, device_of, to_device
 from recmeta.episodes.newcomers import Newcomers
 from recmeta.episodes.rows import Rows
 from recmeta.episodes.sampler import EpisodeSampler, MetaBatch
@@ -91,7 +92,7 @@ class MetaTraining(LightningModule):
         steps: int,
         look_at: MetaBatch | None = None,
     ) -> None:
-        """Take the model to train, in place; ``averaged`` follows it as a running mean.
+        """Take the model to train, in place and on its device; ``averaged`` follows it as a running mean.
 
         ``look_at`` is a meta-batch with one task a context, whose gradients `conflicts` compares.
         """
@@ -106,6 +107,7 @@ class MetaTraining(LightningModule):
         self.look_at = look_at
         self.problem, self.start = problem_of(model, settings)
         learner.prepare(self.problem, self.start)
+        self.to(model.dense_mean.device)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """Make one step of the outer loop. All randomness comes from (seed, step)."""
@@ -131,14 +133,19 @@ class MetaTraining(LightningModule):
         self._follow(step)
 
     def _meta_losses(self, batch: MetaBatch, step: int) -> tuple[Tensor, Tensor]:
-        """Each task's meta-loss, [tasks], and the mean size of what was looked up: the same if repeated."""
+        """Each task's meta-loss, [tasks], and the mean size of what was looked up: the same if repeated.
+
+        Learners draw on the CPU. A number for each row is drawn where the rows are: on a GPU from another
+        sequence, because to bring dropout's masks of a large batch there takes longer than the step.
+        """
         draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+        wide = draw if self.device == CPU else torch.Generator(self.device).manual_seed(draw.initial_seed())
         support = (
-            self.model.gather(self._hide_ids(batch["support"], draw)) if self.learner.uses_support else {}
+            self.model.gather(self._hide_ids(batch["support"], wide)) if self.learner.uses_support else {}
         )
-        query = self.model.gather(self._hide_ids(batch["query"], draw))
+        query = self.model.gather(self._hide_ids(batch["query"], wide))
         losses = self.learner.meta_losses(
-            self.problem, self.start, support, query | self._masks(query, draw), generator=draw
+            self.problem, self.start, support, query | self._masks(query, wide), generator=draw
         )
         return losses, query["size"].mean()
 
@@ -161,14 +168,15 @@ class MetaTraining(LightningModule):
         """Cosines between contexts' gradients over the dense weights; nothing of the training changes."""
         if self.look_at is None:
             return []
+        look_at = {part: to_device(columns, self.device) for part, columns in self.look_at.items()}
         support, query = (
-            self.model.gather(self.look_at[part]) if part == "query" or self.learner.uses_support else {}
+            self.model.gather(look_at[part]) if part == "query" or self.learner.uses_support else {}
             for part in ("support", "query")
         )
         losses = self.learner.meta_losses(
             self.problem, self.start, support, query, generator=torch.Generator().manual_seed(0)
         )
-        found = gradient_conflict(losses, contexts_of(self.look_at), list(self.model.weights.values()))
+        found = gradient_conflict(losses, contexts_of(look_at), list(self.model.weights.values()))
         return [(first, second, cosine) for (first, second), cosine in found.items()]
 
     def _tables(self) -> list[Tensor]:
@@ -181,7 +189,8 @@ class MetaTraining(LightningModule):
         """
         hidden = {}
         for name in ("user", "item", "context"):
-            kept = torch.rand(columns[name].shape, generator=draw) >= self.settings.unknown_share
+            drawn = torch.rand(columns[name].shape, generator=draw, device=draw.device)
+            kept = drawn >= self.settings.unknown_share
             hidden[name] = columns[name] * kept
         if "newcomer" in columns:
             hidden["context"] = hidden["context"] * ~columns["newcomer"]
@@ -194,7 +203,7 @@ class MetaTraining(LightningModule):
             return {}
         leading = gathered["offset"].shape
         return {
-            f"mask{layer}": (torch.rand(*leading, size, generator=draw) < kept) / kept
+            f"mask{layer}": (torch.rand(*leading, size, generator=draw, device=draw.device) < kept) / kept
             for layer, size in enumerate(self.model.shape.hidden)
         }
 
@@ -243,7 +252,8 @@ def train(
     look), ``gradients.csv`` (conflicts between contexts at every look) and, where the meta-learner learns
     more than weights, ``learner.safetensors`` (as it was at the step that was kept). The same
     rows, settings and earlier weights end in the same bytes; so does a run that was killed and is
-    called again, which goes on from the last checkpoint in ``folder``.
+    called again, which goes on from the last checkpoint in ``folder``. With ``settings.accelerator = "gpu"``
+    that holds on one kind of GPU; all files are as those of a CPU and can be read without a GPU.
 
     Args:
         training: rows to learn from.
@@ -262,10 +272,12 @@ def train(
 
     Raises:
         SchemaError: rows that do not fit the shape, or earlier weights that do not.
+        DeviceError: a GPU is asked for, and torch sees none.
         InputError: an unknown name among the settings, settings that do not fit each other, no context
             with enough rows to learn from, or fewer tasks than contexts where every one must be met.
     """
     check_choices(settings)
+    device = device_of(settings)
     for part, rows in (("training", training), ("validation", validation)):
         _check_fit(part, rows.check(), shape)
     learner = learner_of(settings)
@@ -290,7 +302,7 @@ def train(
         newcomer_share=settings.newcomer_share,
     )
     with _deterministic(settings.threads), _quiet():
-        model = _initial_model(training, shape, settings, warm_from, warm_contexts, content)
+        model = _initial_model(training, shape, settings, warm_from, warm_contexts, content).to(device)
         look_at = sampler.one_of_each(CONFLICT_ROWS, CONFLICT_CONTEXTS)
         module = MetaTraining(model, learner, outer, settings, steps=steps, look_at=look_at)
         learner_anew = None if warm_from is None else load_learner(learner, warm_from)
@@ -301,7 +313,7 @@ def train(
         checkpoint = folder / f"resume-{digest}.safetensors"
         later = LaterData(training, validation, settings, checkpoint, progress)
         _fit(module, sampler, later, folder)
-        model.load_state_dict(later.best)
+        model.to(CPU).load_state_dict(later.best)
         _never_met_is_unknown(model, training)
         losses = context_losses(model, validation if len(validation) else training)
     mean_cosine, conflicting = later.conflict() or (None, None)
@@ -325,8 +337,8 @@ def train(
 
 def _fit(module: MetaTraining, sampler: EpisodeSampler, later: LaterData, folder: Path) -> None:
     trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
+        accelerator="cpu" if module.device == CPU else "cuda",
+        devices=1 if module.device == CPU else [module.device.index],
         max_epochs=1,
         callbacks=[later],
         plugins=[SafeCheckpoints()],
@@ -401,7 +413,7 @@ def _digest(start: Mapping[str, Tensor], shape: ModelShape, settings: TrainingSe
         for column in part.columns().values():
             hashed.update(np.ascontiguousarray(column.numpy()).data)
     for value in start.values():
-        hashed.update(np.ascontiguousarray(value.numpy()).data)
+        hashed.update(np.ascontiguousarray(value.cpu().numpy()).data)
     return digest_of(hashed.hexdigest(), shape.to_json(), settings.model_dump(mode="json"))[:16]
 
 

@@ -305,8 +305,28 @@ class FeatureSpace:
         Returns:
             [A, R].
         """
+        return self._requests(context, self.part(USER, context, users), instants)
+
+    def of_request(self, context: str, stored: Block, instant: int) -> tuple[Float32s, Float32s]:
+        """As `request_rows` of one user, and `part` of the user and each of m items, at less than their cost.
+
+        Args:
+            context: the target.
+            stored: the user's views and then the pairs', in each of the context's sources, [S, 1 + m].
+            instant: microseconds since 1970, UTC.
+
+        Returns:
+            [1, R] and [m, P].
+        """
+        counters = self._advanced(stored)
+        shown = self._shown(counters)
+        user = self._columns_of(USER, context, counters[:, :1], shown[:, :1])
+        pairs = self._columns_of(USER_ITEM, context, counters[:, 1:], shown[:, 1:])
+        return self._requests(context, user, np.array([instant])), pairs
+
+    def _requests(self, context: str, users: Float32s, instants: npt.NDArray[np.int64]) -> Float32s:
         rows = np.repeat(self.stranger(context)[None, self.split.request], len(instants), axis=0)
-        rows[:, self._of_users] = self.part(USER, context, users)
+        rows[:, self._of_users] = users
         _put_time(rows[:, -4:], instants)
         return rows
 
@@ -321,9 +341,12 @@ class FeatureSpace:
         Returns:
             [n, len(places[kind])].
         """
-        wanted, layout = self._read_by(context), self._parts[kind]
         counters = self._advanced(stored)
-        shown = self._shown(counters)
+        return self._columns_of(kind, context, counters, self._shown(counters))
+
+    def _columns_of(self, kind: str, context: str, counters: Float32s, shown: Float32s) -> Float32s:
+        """As `part`, of counters as they stand, and as a model reads them, [S, n, W]."""
+        wanted, layout = self._read_by(context), self._parts[kind]
         sources, rows, width = counters.shape
         part = np.zeros((rows, len(layout.places)), dtype=np.float32)
         columns, read = wanted.copied[kind]

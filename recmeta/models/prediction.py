@@ -39,16 +39,18 @@ def predict_under_each(
 ) -> list[npt.NDArray[np.float64]]:
     """Return the logits of ``rows``, float64 [n], under each adapter (None: as the shared model).
 
+    Adapters lie on the model's device, rows anywhere.
+
     What does not depend on the adapter, most of the work, is done once.
     """
-    training = model.training
+    training, device = model.training, model.dense_mean.device
     model.eval()
     given = [dict(model.zero_adapter() if adapter is None else adapter) for adapter in adapters]
     parts: list[list[Tensor]] = [[] for _ in given]
     for start in range(0, len(rows), CHUNK):
-        columns = {name: column[start : start + CHUNK] for name, column in rows.columns().items()}
+        columns = {name: column[start : start + CHUNK].to(device) for name, column in rows.columns().items()}
         gathered = model.gather(columns)
         for found, adapter in zip(parts, given, strict=True):
             found.append(model.body(gathered, adapter))
     model.train(training)
-    return [torch.cat(found).double().numpy() if found else np.empty(0) for found in parts]
+    return [torch.cat(found).double().cpu().numpy() if found else np.empty(0) for found in parts]

@@ -163,11 +163,15 @@ class SharedModel(nn.Module):
 
     def zero_adapter(self) -> Adapter:
         """Return the adapter with which `forward` is the shared model itself."""
-        return zero_adapter(self.adapter_shapes)
+        return self._beside(zero_adapter(self.adapter_shapes))
 
     def starting_adapter(self, seed: int) -> Adapter:
         """Return the adapter from which fitting starts."""
-        return starting_adapter(self.adapter_shapes, seed)
+        return self._beside(starting_adapter(self.adapter_shapes, seed))
+
+    def _beside(self, adapter: Adapter) -> Adapter:
+        """The adapter on this model's device."""
+        return {name: value.to(self.dense_mean.device) for name, value in adapter.items()}
 
     @torch.no_grad()
     def learn_scales(self, dense: Tensor) -> None:

@@ -20,7 +20,7 @@ import polars as pl
 from recmeta.bundle.store import Bundle, BundleStore
 from recmeta.contexts import ExposureNegatives, check_context_name
 from recmeta.errors import InputError, IntegrityError, NotFoundError
-from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
+from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
 from recmeta.features.counters import split_row_time
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
@@ -28,7 +28,6 @@ from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.schema import USER_ITEM
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
@@ -539,21 +538,20 @@ class Recommender:
             context,
             user_id,
             rows.history,
-            self._request(context, sources, sources, rows, instant)[0],
+            self._request(context, rows, instant),
             alive=alive,
             most=most,
             without=self._catalogue.places(rows.history if without_seen and not exposed else ()),
         )
 
-    def _request(
-        self, context: str, read: Sequence[str], sources: Sequence[str], rows: UserRows, instant: int
-    ) -> Float32s:
-        """What dense rows say of the user and the instant, [1, R]."""
-        own = stored_block(rows.user, rows.knows_user, np.full(len(read), instant))
-        own = Block(own.values[:, None], own.hours[:, None])
-        if tuple(read) != tuple(sources):
-            own = own.take([read.index(name) for name in sources])
-        return self._space.request_rows(context, own, np.array([instant]))
+    def _request(self, context: str, rows: UserRows, instant: int) -> Float32s:
+        """What dense rows say of a user, read in the context's sources, and of the instant, [R]."""
+        own = stored_block(
+            rows.user[:, None], rows.knows_user[:, None], np.full((len(rows.user), 1), instant)
+        )
+        request, _ = self._space.of_request(context, own, instant)
+        only: Float32s = request[0]
+        return only
 
     def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
         every = self.contexts.names
@@ -579,14 +577,14 @@ class Recommender:
         instant: int,
     ) -> DenseRows:
         """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
-        order = None if tuple(read) == tuple(sources) else [read.index(name) for name in sources]
-        request = self._request(context, read, sources, rows, instant)
+        values = np.concatenate([rows.user[:, None], rows.pairs], axis=1)
+        there = np.concatenate([rows.knows_user[:, None], rows.knows_pair], axis=1)
+        stored = stored_block(values, there, np.full(there.shape, instant))
+        if tuple(read) != tuple(sources):
+            stored = stored.take([read.index(name) for name in sources])
+        request, met = self._space.of_request(context, stored, instant)
         pair = np.repeat(self._space.stranger(context)[None, self._space.split.pair], len(ids), axis=0)
-        if len(rows.met):
-            pairs = stored_block(rows.pairs, rows.knows_pair, np.full(rows.knows_pair.shape, instant))
-            pair[rows.met] = self._space.part(
-                USER_ITEM, context, pairs if order is None else pairs.take(order)
-            )
+        pair[rows.met] = met
 
         def about(chosen: Int64s) -> Float32s:
             return self._items.columns(context, places[chosen], instant)

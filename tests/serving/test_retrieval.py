@@ -101,7 +101,7 @@ def test_what_is_scored_are_the_latest_and_the_largest_products_among_what_is_al
     instant = int(now.timestamp()) * 1_000_000
     found = towered._guarded.request(user, read, (), ())
     assert found is not None
-    (row,) = towered._request("feed", read, read, found, instant)
+    row = towered._request("feed", found, instant)
     products = index._vectors @ towered._retrieval._query("feed", user, found.history, row)
     seen = towered._catalogue.places(found.history)
     free = [place for place in range(5, alive) if place not in set(seen.tolist())]

@@ -143,9 +143,11 @@ def test_threads_with_different_contexts_do_not_mix(scorer: Scorer) -> None:
 
 def test_a_graph_for_other_features_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     declared = manifest()
-    features = declared.features.model_copy(update={"names": ("a", "b", "c", "d")})
+    features = declared.features.model_copy(
+        update={"names": (*declared.features.names, "target:user_item:d")}
+    )
     bundle = publish(tmp_path, declared=declared.model_copy(update={"features": features}))
-    with pytest.raises(IntegrityError, match="4 dense features"):
+    with pytest.raises(IntegrityError, match="'pair': 1}, found"):
         Scorer(bundle)
 
 

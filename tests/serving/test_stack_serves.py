@@ -186,12 +186,12 @@ def test_a_request_is_one_run_of_the_network_and_one_of_each_trees_file(
     run = ort.InferenceSession.run
 
     def counted(self: Any, outputs: Any, feeds: dict[str, Any], *more: Any) -> Any:
-        runs["network" if "user" in feeds else "trees"] += 1
+        runs[next((name for name in ("user", "item") if name in feeds), "trees")] += 1
         return run(self, outputs, feeds, *more)
 
     monkeypatch.setattr(ort.InferenceSession, "run", counted)
     boosted.logits("newsletter", **rows(200))
-    assert runs == {"network": 1, "trees": 4}  # two sources', the newcomer's, the residual's
+    assert runs == {"item": 1, "user": 1, "trees": 4}  # two sources', the newcomer's, the residual's
 
 
 @pytest.mark.parametrize("batch", [2, 4, 27, 150])

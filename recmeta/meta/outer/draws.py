@@ -23,7 +23,8 @@ class Draws(nn.Module):
     @contextmanager
     def next(self) -> Iterator[None]:
         """Within it the generator is in the next state of ours; afterwards in the one that it was in."""
-        with torch.random.fork_rng(devices=[]):
+        devices = [self.times.device] if self.times.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed * 7_368_787 + int(self.times))
             yield
         self.times += 1

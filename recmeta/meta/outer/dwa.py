@@ -53,6 +53,8 @@ class Dwa(Weighting):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from `get_extra_state`."""
-        memory = self.scalarizer
-        memory._loss_sum, memory._n_batches = state["sum"], state["steps"]
-        memory._previous_averages = list(state["averages"])
+        memory, device = self.scalarizer, self.last.device
+        total = state["sum"]
+        memory._loss_sum = None if total is None else total.to(device)
+        memory._n_batches = state["steps"]
+        memory._previous_averages = [average.to(device) for average in state["averages"]]

@@ -80,4 +80,8 @@ class Famo(Weighting):
         famo = self.scalarizer
         famo._optimizer = Adam([famo._w], lr=famo.lr, weight_decay=famo.weight_decay) if state else None
         if famo._optimizer is not None:
-            famo._optimizer.state[famo._w] = {name: value.clone() for name, value in state.items()}
+            famo._optimizer.state[famo._w] = {
+                # Adam counts its steps on the CPU, wherever the rest of it is.
+                name: value.clone() if name == "step" else value.to(famo._w.device, copy=True)
+                for name, value in state.items()
+            }

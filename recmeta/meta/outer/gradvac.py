@@ -33,9 +33,9 @@ class GradVac(Sharing):
         pairs = (present[:, None], present[None, :])
         aggregator = Aggregator()
         state: Any = aggregator.gramian_weighting  # it numbers contexts by row, and forgets when rows change
-        state._phi_t = self.cosines[pairs].to(gradients.dtype)
+        state._phi_t = self.cosines[pairs].to("cpu", gradients.dtype)  # torchjd computes them there
         state._state_key = (len(gradients), gradients.dtype)
         with self.draws.next():
             combined: Tensor = aggregator(gradients)
-        self.cosines[pairs] = state._phi_t.to(self.cosines.dtype)
+        self.cosines[pairs] = state._phi_t.to(self.cosines)
         return combined / len(gradients)

@@ -37,9 +37,9 @@ class NashMtl(Sharing):
         # A new one each step: its problem is compiled for a number of contexts, and is compiled again
         # for every step in any case (it is not DPP, about which cvxpy warns).
         aggregator = Aggregator(n_tasks=len(present))
-        aggregator.weighting.prvs_alpha = self.weights[present].numpy()
+        aggregator.weighting.prvs_alpha = self.weights[present].cpu().numpy()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning)
             combined: Tensor = aggregator(gradients)
-        self.weights[present] = torch.from_numpy(aggregator.weighting.prvs_alpha).double()
+        self.weights[present] = torch.from_numpy(aggregator.weighting.prvs_alpha).to(self.weights)
         return combined
