@@ -91,7 +91,7 @@ def main() -> None:
                     folder / log, log, arguments.cofacts if log == "cofacts" else None, **LOGS[log]["options"]
                 )
             results[log] = [in_process(folder, seed, log, arguments.users) for seed in range(arguments.seeds)]
-        speed = timed(folder / "simulator", LOGS["simulator"])
+        speed = timed(folder / logs[-1], LOGS[logs[-1]])
     text = report(results, speed, arguments)
     print(text)
     if arguments.out is not None:
@@ -124,7 +124,10 @@ def night(workspace: Path, seed: int, log: str, most: int) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "training": {"seed": seed},
         "transfer": {"enabled": False},
-        "retrieval": {"alive_within": chosen["alive"]},
+        "retrieval": {
+            "alive_within": chosen["alive"],
+            "gated": False,
+        },  # the gate's word is only written down
     }
     bundles = workspace / "bundles"
     if bundles.exists():
@@ -202,7 +205,7 @@ def everything(recommender: Recommender, context: str, user: str, alive: int) ->
     asked = recommender._ask(context, user, ids, places, recommender.until, seen=True)
     asked = asked.take(np.flatnonzero(~asked.seen))
     order = recommender._order(asked, recommender._logits(asked))
-    popularity = asked.dense[:, recommender._popularity]
+    popularity = asked.dense.about[:, recommender._popularity]
     return asked.places[order], asked.places[np.argsort(-popularity, kind="stable")]
 
 
@@ -240,13 +243,18 @@ def timed(workspace: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
     assert retrieval is not None
     index = retrieval._index
     assert isinstance(index, ExactIndex)
-    queries = learnt_queries(recommender, sorted(later(workspace, chosen, "reading"))[:300])
+    queries = learnt_queries(recommender, users_later(workspace, chosen, recommender)[:300])
     table: dict[str, Any] = {"index": {}}
     for count in INFLATED:
         vectors = inflated(index._vectors, count)
         table["index"][count] = indexes(vectors, queries)
     table["answer"] = answers(workspace, chosen)
     return table
+
+
+def users_later(workspace: Path, chosen: Mapping[str, Any], recommender: Recommender) -> list[str]:
+    """Who engages with something after the cut, in any context."""
+    return sorted({user for name in recommender.contexts.names for user in later(workspace, chosen, name)})
 
 
 def learnt_queries(recommender: Recommender, users: list[str]) -> npt.NDArray[np.float32]:
@@ -258,9 +266,7 @@ def learnt_queries(recommender: Recommender, users: list[str]) -> npt.NDArray[np
         rows = recommender._guarded.request(user, sources, (), ())
         assert rows is not None and recommender._retrieval is not None
         instant = int(recommender.until.timestamp()) * 1_000_000
-        row = recommender._space.request_row(
-            context, recommender._user_blocks(sources, rows, instant), instant
-        )
+        row = recommender._request(context, rows, instant)
         found.append(recommender._retrieval._query(context, user, rows.history, row))
     return np.array(found)
 
@@ -346,7 +352,6 @@ def answers(workspace: Path, chosen: Mapping[str, Any]) -> dict[str, dict[str, f
         )
         pl.concat([known, more]).write_parquet(files / CATALOGUE)
         version = store.publish(before.manifest.model_copy(update={"files": {}}), files)
-    users = sorted(later(workspace, chosen, "reading"))[:200]
     ways: dict[str, dict[str, Any]] = {
         "2,000 latest": {"retrieval": "off"},
         "2,000 retrieved, exact product": {},
@@ -360,7 +365,7 @@ def answers(workspace: Path, chosen: Mapping[str, Any]) -> dict[str, dict[str, f
         began = time.perf_counter()
         recommender = Recommender(settings, version=version)
         opened = time.perf_counter() - began
-        seconds = []
+        seconds, users = [], users_later(workspace, chosen, recommender)[:200]
         for number, user in enumerate(users[:15] if name == "all" else users):
             context = recommender.contexts.names[number % len(recommender.contexts.names)]
             began = time.perf_counter()

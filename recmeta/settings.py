@@ -321,6 +321,11 @@ class RetrievalSettings(_Group):
         description="of the candidates, the most recently touched even so: lists that prefer what is fresh "
         "find it there; a quarter cost the best 100 of 2,000 less than half a percent",
     )
+    gated: bool = Field(
+        default=True,
+        description="without, towers choose on every surface, whatever later engagements say: for those who "
+        "know that their log is of what was the latest",
+    )
     judged_within: Duration = Field(
         default=timedelta(days=7),
         description="of the night's end: later engagements of these days say where retrieval serves; fewer "
@@ -336,7 +341,11 @@ class GateSettings(_Group):
     confidence: float = Field(default=0.9, gt=0.5, lt=1, description="one-sided, of every comparison")
     min_positives: int = Field(default=30, ge=1, description="below this a test has no power to decide")
     min_users: int = Field(default=10, ge=2, description="with fewer the bootstrap draws the same few again")
-    tolerance: float = Field(default=0.005, ge=0, description="AUC differences below this are noise")
+    tolerance: float = Field(
+        default=0.005,
+        ge=0,
+        description="differences of AUC, and of shares of later engagements, below this are noise",
+    )
     parity: float = Field(default=1e-4, gt=0, description="largest logit difference, torch to ONNX Runtime")
 
 

@@ -3,7 +3,7 @@
 Users and items are looked up in the feature files as of some instants of the last days, so that the lists
 are what requests of tomorrow will be: people who acted lately, everything that is alive. The teacher is the
 bundle itself, scored as a server does it, and no label is looked at. Only what then helps is shipped: towers
-choose in a context where lists hold no less of later engagements than lists of the latest items do.
+choose in a context where lists hold no less of later engagements, but for noise, than lists of the latest do.
 """
 
 from __future__ import annotations
@@ -132,8 +132,9 @@ def write_towers(
         judged = asked.judge(towers)
     finally:
         torch.set_num_threads(threads)
-    chosen = tuple(name for name, found in judged.items() if found["retrieves"])
+    chosen = tuple(name for name, found in judged.items() if found["retrieves"] or not settings.gated)
     gains = [found["retrieved"] - found["latest"] for found in judged.values() if found["enough"]]
+    tolerance = night.settings.gate.tolerance
     report["contexts"] = judged
     if gap <= night.settings.gate.parity and chosen:
         entry = Towers(
@@ -141,7 +142,7 @@ def write_towers(
             sources=asked.sources,
             vector_size=settings.vector_size,
             contexts=chosen,
-            newcomers=float(np.mean(gains)) >= 0.0,
+            newcomers=not settings.gated or float(np.mean(gains)) >= -tolerance,
             latest_share=settings.latest_share,
             metrics={"recall": report["recall"], "contexts": judged},
         )
@@ -513,5 +514,5 @@ def _judged(
         "retrieved": means[0],
         "latest": means[1],
         "enough": enough,
-        "retrieves": enough and means[0] >= means[1],
+        "retrieves": enough and means[0] >= means[1] - night.settings.gate.tolerance,
     }

@@ -65,7 +65,9 @@ def test_a_night_with_many_items_ships_towers_where_they_are_no_worse_than_the_l
     judged = towers.metrics["contexts"]
     assert report["contexts"] == judged
     for name, found in judged.items():
-        assert (name in towers.contexts) is (found["enough"] and found["retrieved"] >= found["latest"])
+        assert (name in towers.contexts) is (
+            found["enough"] and found["retrieved"] >= found["latest"] - 0.005
+        )
     assert "commenting" in towers.contexts
 
     few = load_settings(towered, serving={"most_candidates": 15})
