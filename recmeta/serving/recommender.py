@@ -230,6 +230,7 @@ class Recommender:
                 written = guarded.read(lambda _: online.newest())
                 online.close()
             if written is not None and written == self._written:
+                self._keep_up(changed=False)
                 return
             guarded.read(self._items.load)
             if guarded.fault is None:
@@ -237,8 +238,11 @@ class Recommender:
         finally:
             guarded.close()
         self._newest = max(self._newest, self._items.newest())
+        self._keep_up(changed=True)
+
+    def _keep_up(self, *, changed: bool) -> None:
         if self._retrieval is not None:
-            self._retrieval.encode(self._items, self._item_instant())
+            self._retrieval.keep_up(self._items, self._item_instant(), changed=changed)
 
     def record(self, interactions: pl.DataFrame) -> None:
         """Take live interactions (columns of ``Interaction``) into the online features at once.

@@ -7,6 +7,7 @@ must never read a store or decide which items are alive.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,10 @@ Int64s = npt.NDArray[np.int64]
 
 ITEMS_AT_ONCE = 4096
 """Whose vectors are computed in one piece: some ten milliseconds, after which a request finds its turn."""
+
+
+SHARE_OF_TIME = 0.1
+"""Of a core that vectors may take while items change all the time; then they are a little older."""
 
 
 class Index(Protocol):
@@ -106,10 +111,17 @@ class Retrieval:
             catalogue.categories, self._item.width("categories")
         )
         self._index: Index | None = None
+        self._behind, self._due = True, 0.0
 
     def chooses(self, context: str) -> bool:
         """Whether the towers choose this context's candidates: elsewhere the latest were no worse."""
         return self._towers.choose_for(context, self._unit.contexts)
+
+    def keep_up(self, memory: ItemMemory, instant: int, *, changed: bool) -> None:
+        """`encode` where items ``changed`` since, unless that would take more than `SHARE_OF_TIME`."""
+        self._behind |= changed
+        if self._behind and time.monotonic() >= self._due:
+            self.encode(memory, instant)
 
     def encode(self, memory: ItemMemory, instant: int) -> None:
         """Compute the vectors of all items as of an instant (microseconds since 1970, UTC).
@@ -117,6 +129,7 @@ class Retrieval:
         Raises:
             IntegrityError: the item tower gives vectors of another size than the manifest says.
         """
+        began, self._behind = time.monotonic(), False
         vectors = np.empty((len(self._catalogue), self._towers.vector_size), dtype=np.float32)
         for start in range(0, len(vectors), ITEMS_AT_ONCE):
             places = np.arange(start, min(start + ITEMS_AT_ONCE, len(vectors)))
@@ -129,6 +142,8 @@ class Retrieval:
                 self._towers.vector_size,
             )
         self._index = self._build(vectors)
+        ended = time.monotonic()
+        self._due = ended + (ended - began) * (1.0 / SHARE_OF_TIME - 1.0)
 
     def choose(
         self,

@@ -396,7 +396,8 @@ class _Asked:
         among = np.flatnonzero(snapshot.held_out)
         if not len(among):
             among = np.arange(len(snapshot.users))
-        chosen = self._random.choice(among, min(len(among), RECALL_USERS), replace=False)
+        random = self._of_judging()
+        chosen = random.choice(among, min(len(among), RECALL_USERS), replace=False)
         retrieved, latest = [], []
         for number, user in enumerate(chosen.tolist()):
             context, who = self._names[number % len(self._names)], np.array([user])
@@ -410,6 +411,10 @@ class _Asked:
             "latest": round(float(np.mean(latest)), 4),
             "proposed": proposed,
         }
+
+    def _of_judging(self) -> np.random.Generator:
+        """Draws of its own, so that who is judged does not depend on how towers were fitted."""
+        return np.random.default_rng([self.night.settings.training.seed, 0])
 
     def _products(
         self,
@@ -449,13 +454,13 @@ class _Asked:
         vectors = self.vectors(towers, snapshot, snapshot.instant)
         place_of = {place: number for number, place in enumerate(snapshot.alive.tolist())}
         number_of = {user: number for number, user in enumerate(users)}
-        judged = {}
+        judged, random = {}, self._of_judging()
         for name in self._names:
             exposed = isinstance(night.contexts[name].negatives.source, ExposureNegatives)
             seen = before.filter(pl.col("context") == name) if exposed else before
             later = after.filter(pl.col("context") == name).join(seen, on=["user_id", "item_id"], how="anti")
             wanted = later.group_by("user_id").agg("item_id").sort("user_id")
-            rows = self._random.permutation(len(wanted))[: settings.judged_users]
+            rows = random.permutation(len(wanted))[: settings.judged_users]
             known_to = dict(
                 seen.join(wanted, on="user_id", how="semi").group_by("user_id").agg("item_id").rows()
             )

@@ -236,10 +236,17 @@ def test_items_that_are_read_again_get_new_vectors(
     assert isinstance(index, ExactIndex)
     before = index._vectors
     towered.record(interactions("somebody", towered._catalogue.ids[30:33], "reading", now))
+    towered._retrieval._due = float("inf")
     towered.refresh()
+    assert towered._retrieval._index is index  # not more often than a tenth of the time allows
+    towered._retrieval._due = 0.0
+    towered.refresh()  # nothing was written since, and vectors are behind
     after = towered._retrieval._index
     assert isinstance(after, ExactIndex)
     assert (after._vectors[30:33] != before[30:33]).any(axis=1).all()
+    towered._retrieval._due = 0.0
+    towered.refresh()
+    assert towered._retrieval._index is after  # nothing changed
 
 
 def test_an_approximate_index_serves_the_same_lists_nearly(
