@@ -448,6 +448,7 @@ def of_log(log: str, nights: list[dict[str, Any]]) -> list[str]:
         )
         + ".",
     ]
+    lines += gate(nights)
     for what, note in (
         ("recall", "of the served model's best"),
         ("hit", "later engagements in the final list"),
