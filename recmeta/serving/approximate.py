@@ -17,7 +17,7 @@ from recmeta.features.assembly import Float32s
 from recmeta.serving.retrieval import Int64s
 
 LISTS_LOOKED_AT = 0.2
-"""Share of the lists. With it a million vectors lost none of the best 100, and a quarter of the best 2,000."""
+"""Share of the lists. Of a million vectors none of the best 100 was lost, and a quarter of the best 2,000."""
 
 VECTORS_PER_LIST = 40
 """From which a list's centre is learnt; faiss warns below 39."""
