@@ -16,8 +16,8 @@ from recmeta import artifacts
 from recmeta.contexts import Contexts
 from recmeta.errors import InputError
 from recmeta.features.feast_layout import PROJECT
-from recmeta.features.partitions import View, views_of
-from recmeta.features.schema import HISTORY_VIEW, KINDS, VALUES, view_name
+from recmeta.features.partitions import MET, View, views_of
+from recmeta.features.schema import HISTORY_VIEW, ITEMS, KINDS, VALUES, view_name
 from recmeta.settings import Settings
 
 KEY_VERSION = 3
@@ -90,7 +90,7 @@ def definitions(settings: Settings, contexts: Contexts) -> list[Any]:
     entities = {
         key: Entity(name=key, join_keys=[key], value_type=ValueType.STRING) for key in ("user_id", "item_id")
     }
-    views = {view.name: _feature_view(settings, view, entities) for view in views_of(contexts)}
+    views = {view.name: _feature_view(settings, view, entities) for view in (*views_of(contexts), MET)}
     services = [
         FeatureService(
             name=context.name,
@@ -110,14 +110,14 @@ def service_views(contexts: Contexts, context: str) -> tuple[str, ...]:
 
 def _feature_view(settings: Settings, view: View, entities: dict[str, Any]) -> Any:
     from feast import FeatureView, Field
-    from feast.types import Array, Float32, String
+    from feast.types import Array, Bytes, Float32, String
 
-    packed = Array(Float32) if view.column == VALUES else Array(String)
+    packed = {VALUES: Array(Float32), ITEMS: Array(String)}.get(view.column, Bytes)
     return FeatureView(
         name=view.name,
         entities=[entities[key] for key in view.keys],
         schema=[*(Field(name=key, dtype=String) for key in view.keys), Field(name=view.column, dtype=packed)],
-        source=_source(settings, view),
+        source=None if view is MET else _source(settings, view),  # what is online only has no files
         ttl=timedelta(0),  # no row expires: a counter fades by itself
     )
 

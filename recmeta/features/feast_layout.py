@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from recmeta.features.counters import Float32s
 from recmeta.features.partitions import View
-from recmeta.features.schema import ITEM, KEYS, USER_ITEM, VALUES
+from recmeta.features.schema import ITEM, ITEM_CODES, KEYS, USER_ITEM, VALUES
 
 PROJECT = "recmeta"
 """Feast's name for all that belongs together; it stands in every key and in the name of every table."""
 
 _STRING = 2
 """Number of the type STRING in Feast's ValueType."""
+
+_STRING_TYPE = struct.pack("<I", _STRING)
 
 
 @cache
@@ -52,7 +54,7 @@ def _length(text: bytes) -> bytes:
 def _part(text: str) -> bytes:
     """One value of a key."""
     encoded = text.encode()
-    return struct.pack("<I", _STRING) + _length(encoded) + encoded
+    return b"%b%b%b" % (_STRING_TYPE, len(encoded).to_bytes(4, "little"), encoded)
 
 
 @cache
@@ -101,8 +103,10 @@ def stamp_name(view: str) -> bytes:
     return f"_ts:{view}".encode()
 
 
-def pack(view: View, values: Sequence[Any]) -> bytes:
-    """A row's values as they are stored."""
+def pack(view: View, values: Any) -> bytes:
+    """A row's value as it is stored: a list of numbers or strings, or bytes, as the view's column has it."""
+    if view.column == ITEM_CODES:
+        return bytes(value_message()(bytes_val=values).SerializeToString())
     message = value_message()()
     packed = message.float_list_val if view.column == VALUES else message.string_list_val
     packed.val.extend(values)
@@ -111,13 +115,15 @@ def pack(view: View, values: Sequence[Any]) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def unpack(view: View, stored: bytes) -> list[Any] | None:
-    """Undo `pack`; None where what is stored is no such list.
+def unpack(view: View, stored: bytes) -> Any:
+    """Undo `pack`; None where what is stored is no such value.
 
     Raises:
         google.protobuf.message.DecodeError: the bytes are no value of Feast's at all.
     """
     message = value_message().FromString(stored)
+    if view.column == ITEM_CODES:
+        return message.bytes_val if message.HasField("bytes_val") else None
     wanted = "float_list_val" if view.column == VALUES else "string_list_val"
     return list(getattr(message, wanted).val) if message.HasField(wanted) else None
 
@@ -130,14 +136,15 @@ def _head(width: int) -> bytes:
     return bytes(message.SerializeToString()[: -4 * width])
 
 
-def fits(stored: bytes | None, width: int) -> bool:
-    """Whether this is a counter row of ``width`` numbers; one of other settings is not."""
+def fit(stored: Iterable[bytes | None], width: int) -> list[bool]:
+    """Which of these are counter rows of ``width`` numbers; those of other settings are not."""
     head = _head(width)
-    return stored is not None and len(stored) == len(head) + 4 * width and stored.startswith(head)
+    size = len(head) + 4 * width
+    return [row is not None and len(row) == size and row.startswith(head) for row in stored]
 
 
 def numbers(stored: Sequence[bytes], width: int) -> Float32s:
-    """Counter rows that `fits` let through, [n, width]."""
+    """Counter rows that `fit`, [n, width]."""
     start = len(_head(width))
     joined = b"".join([row[start:] for row in stored])
     found: Float32s = np.frombuffer(joined, dtype="<f4").reshape(len(stored), width)

@@ -21,13 +21,17 @@ import polars as pl
 
 from recmeta.features.counters import Float32s
 from recmeta.features.direct_online import Backend, ItemRows, ManyRows, UserRows
-from recmeta.features.partitions import HISTORY, View, counter_view
-from recmeta.features.schema import ITEM, USER, USER_ITEM, VALUES
+from recmeta.features.met import Int64s, UInt64s, codes_in, maybe_met_of_each
+from recmeta.features.partitions import HISTORY, MET, View, counter_view
+from recmeta.features.schema import ITEM, ITEM_CODES, ITEMS, USER, USER_ITEM, VALUES
 
 READ_BATCH = 2_000
 WRITE_BATCH = 5_000
 """Rows; well under the number of parameters that SQLite takes, and a few milliseconds of lock."""
 
+
+_PACKED = {VALUES: "float_list_val", ITEMS: "string_list_val", ITEM_CODES: "bytes_val"}
+"""Where Feast's message for a value has that of a column."""
 
 _NEWEST = ("\x00newest",)
 """No user's id has control characters."""
@@ -39,7 +43,7 @@ class OnlineRows:
 
     there: npt.NDArray[np.bool_]
     values: list[Any]
-    """List of numbers or strings of each key; None where there is no row."""
+    """List of numbers or strings, or bytes, of each key; None where there is no row."""
     stamps: list[datetime | None]
     """When the row was stamped, UTC; SQLite keeps whole seconds only."""
 
@@ -62,6 +66,7 @@ class FeastRows:
     """
 
     def __init__(self, store: Any, views: dict[str, Any]) -> None:
+        self._store = store
         self._config = store.config
         self._provider = store._get_provider()  # what get_online_features calls, without its conversions
         self._views = views
@@ -75,27 +80,38 @@ class FeastRows:
                 connection.close()
                 setattr(online, name, None)
 
-    def get(self, view: View, keys: Sequence[tuple[str, ...]]) -> list[tuple[datetime, list[Any]] | None]:
+    def holds(self, view: View) -> bool:
+        """As `Backend.holds`: Feast has made a place for what is registered."""
+        from feast.errors import FeatureViewNotFoundException
+
+        try:
+            self._store.get_feature_view(view.name)
+        except FeatureViewNotFoundException:
+            return False
+        return True
+
+    def get(self, view: View, keys: Sequence[tuple[str, ...]]) -> list[tuple[datetime, Any] | None]:
         """As `Backend.get`."""
-        packed = "float_list_val" if view.column == VALUES else "string_list_val"
+        packed = _PACKED[view.column]
         rows = self._provider.online_read(
             config=self._config,
             table=self._views[view.name],
             entity_keys=_entity_keys(view, keys),
             requested_features=[view.column],
         )
-        found: list[tuple[datetime, list[Any]] | None] = []
+        found: list[tuple[datetime, Any] | None] = []
         for stamp, features in rows:
             # Redis: a key that is not there comes as an empty value of the year 1970.
             held = features is not None and stamp and features[view.column].HasField(packed)
-            found.append((stamp, getattr(features[view.column], packed).val) if held else None)
+            value = getattr(features[view.column], packed) if held else None
+            found.append((stamp, getattr(value, "val", value)) if held else None)  # bytes are in no list
         return found
 
     def put(
         self,
         view: View,
         keys: Sequence[tuple[str, ...]],
-        values: Sequence[Sequence[Any]],
+        values: Sequence[Any],
         stamps: Sequence[datetime],
     ) -> None:
         """As `Backend.put`."""
@@ -127,6 +143,11 @@ class OnlineStore:
         with self._lock:
             self._backend.close()
 
+    def holds(self, view: View) -> bool:
+        """Whether the store has a place for rows of a view; one that an older recmeta made may not."""
+        with self._lock:
+            return self._backend.holds(view)
+
     def read(self, view: View, keys: Sequence[tuple[str, ...]]) -> OnlineRows:
         """Read the rows of some keys, in their order; keys must differ from each other."""
         values: list[Any] = []
@@ -134,11 +155,16 @@ class OnlineStore:
         with self._lock:
             for batch in _batches(keys, READ_BATCH):
                 for row in self._backend.get(view, batch):
-                    usable = row is not None and (view.column != VALUES or len(row[1]) == self._width)
+                    usable = row is not None and self._is_one_of(view, row[1])
                     values.append(row[1] if row is not None and usable else None)
                     stamps.append(row[0] if row is not None and usable else None)
         there = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
         return OnlineRows(there, values, stamps)
+
+    def _is_one_of(self, view: View, value: Any) -> bool:
+        if view.column == VALUES:
+            return len(value) == self._width
+        return view.column != ITEM_CODES or codes_in(value) is not None
 
     def newest(self) -> datetime | None:
         """An instant that no row's stamp is after; None where nothing was ever written."""
@@ -186,37 +212,44 @@ class FeastReader:
     def __init__(self, online: OnlineStore, width: int) -> None:
         self._online = online
         self._width = width
+        self._indexed = online.holds(MET)
 
     def close(self) -> None:
         """As `Reader.close`."""
         self._online.close()
 
     def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], heads: Sequence[bytes]
+        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
     ) -> UserRows:
         """As `Reader.request`."""
-        user, knows = self._rows(USER, contexts, [(user_id,)])
-        history = self._online.read(HISTORY, [(user_id,)]).values[0]
-        pairs, knows_pair = self._rows(USER_ITEM, contexts, [(user_id, item) for item in items])
-        met = np.flatnonzero(knows_pair.any(axis=0))
-        return UserRows(user[:, 0], knows[:, 0], tuple(history or ()), met, pairs[:, met], knows_pair[:, met])
+        found = self.many(contexts, [user_id], np.zeros(len(items), dtype=np.int64), items, codes)
+        return UserRows(
+            found.users[:, 0],
+            found.knows_user[:, 0],
+            found.histories[0],
+            found.met,
+            found.pairs,
+            found.knows_pair,
+        )
 
     def many(
         self,
         contexts: Sequence[str],
         users: Sequence[str],
-        whose: npt.NDArray[np.int64],
+        whose: Int64s,
         items: Sequence[str],
-        heads: Sequence[bytes],
+        codes: UInt64s,
     ) -> ManyRows:
         """As `Reader.many`."""
-        values, knows = self._rows(USER, contexts, [(user,) for user in users])
-        histories = self._online.read(HISTORY, [(user,) for user in users]).values
-        keys = [(users[user], item) for user, item in zip(whose.tolist(), items, strict=True)]
-        pairs, knows_pair = self._rows(USER_ITEM, contexts, keys)
-        met = np.flatnonzero(knows_pair.any(axis=0))
-        told = [tuple(history or ()) for history in histories]
-        return ManyRows(values, knows, told, met, pairs[:, met], knows_pair[:, met])
+        keys = [(user,) for user in users]
+        values, knows = self._rows(USER, contexts, keys)
+        histories = [tuple(history or ()) for history in self._online.read(HISTORY, keys).values]
+        index = self._online.read(MET, keys).values if self._indexed else [None] * len(users)
+        places = maybe_met_of_each(np.logical_or.reduce(knows), index, whose, codes)
+        asked = [(users[whose[place]], items[place]) for place in places.tolist()]
+        pairs, knows_pair = self._rows(USER_ITEM, contexts, asked)
+        there = np.flatnonzero(knows_pair.any(axis=0))
+        return ManyRows(values, knows, histories, places[there], pairs[:, there], knows_pair[:, there])
 
     def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""
@@ -231,8 +264,10 @@ class FeastReader:
         self, kind: str, contexts: Sequence[str], keys: Sequence[tuple[str, ...]]
     ) -> tuple[Float32s, npt.NDArray[np.bool_]]:
         found = [self._online.read(counter_view(kind, name), keys) for name in contexts]
-        values = np.stack([rows.matrix(self._width) for rows in found])
-        return values, np.stack([rows.there for rows in found])
+        values = np.array([rows.matrix(self._width) for rows in found], dtype=np.float32)
+        there = np.array([rows.there for rows in found], dtype=np.bool_)
+        shape = (len(contexts), len(keys))  # also of no contexts
+        return values.reshape(*shape, self._width), there.reshape(shape)
 
 
 @contextmanager
@@ -266,9 +301,11 @@ def _entity_keys(view: View, keys: Sequence[tuple[str, ...]]) -> list[Any]:
     ]
 
 
-def _packed(view: View, rows: Sequence[Sequence[Any]]) -> list[Any]:
+def _packed(view: View, rows: Sequence[Any]) -> list[Any]:
     from feast.protos.feast.types.Value_pb2 import FloatList, StringList, Value
 
+    if view.column == ITEM_CODES:
+        return [Value(bytes_val=value) for value in rows]
     if view.column == VALUES:
         return [Value(float_list_val=FloatList(val=values)) for values in rows]
     return [Value(string_list_val=StringList(val=values)) for values in rows]

@@ -32,7 +32,8 @@ from recmeta.features.feast_definitions import (
 )
 from recmeta.features.feast_online import FeastRows, OnlineStore, collector_paused
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.partitions import View, views_of
+from recmeta.features.partitions import MET, Partitions, View, counter_view, views_of
+from recmeta.features.schema import USER_ITEM
 from recmeta.settings import Settings
 
 STAGE = "materialize"
@@ -140,6 +141,7 @@ class FeatureStore(LiveFeatures):
         start, end = gaps[0].start - OVERLAP, max([until, *(gap.end for gap in ledger.done(STAGE))])
         views = views_of(self._contexts)
         self._online.announce(end)
+        done["rows"] += self._index(self._pairs_of_active(start, end), end, whole_until=end)
         for number, view in enumerate(views):
             if progress is not None:
                 progress(STAGE, number, len(views))
@@ -154,14 +156,24 @@ class FeatureStore(LiveFeatures):
         return {**done, "start": start.isoformat(), "end": end.isoformat()}
 
     def _forget_other_store(self, ledger: Ledger) -> None:
-        """What was written to another online store is not in this one."""
+        """What was written to another online store, or by a recmeta without the index, is not in this one."""
         file = self._settings.feast_folder / "online.json"
-        identity = {"store": store_identity(self._settings)}
+        identity = {"store": store_identity(self._settings), "index": MET.name}
         if file.exists() and artifacts.read_json(file) == identity:
             return
         if done := ledger.done(STAGE):
             ledger.reopen(STAGE, Interval(done[0].start, done[-1].end))
         artifacts.write_json(file, identity)
+
+    def _pairs_of_active(self, start: datetime, end: datetime) -> pl.DataFrame:
+        """Every pair with a row by ``end``, of the users who have one in [start, end]: user_id, item_id."""
+        views = [
+            Partitions(self._settings.features_folder, counter_view(USER_ITEM, name))
+            for name in self._contexts.names
+        ]
+        active = pl.concat([view.touched(start, end).select("user_id") for view in views]).unique()
+        pairs = pl.concat([view.keys(end) for view in views])
+        return pairs.join(active, on="user_id", how="semi").unique().collect()
 
     def _latest_in(self, view: View, start: datetime, end: datetime) -> pl.DataFrame:
         """The latest row of each entity that has one in [start, end], by Feast's offline store."""

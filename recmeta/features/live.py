@@ -19,10 +19,11 @@ from recmeta.errors import ContextError, InputError, NotFoundError
 from recmeta.features.assembly import Block, stored_block
 from recmeta.features.counters import VISIBLE_AFTER
 from recmeta.features.feast_definitions import registry_file
-from recmeta.features.feast_online import OnlineStore
+from recmeta.features.feast_online import WRITE_BATCH, OnlineStore
 from recmeta.features.folding import counter_rows, history_rows, in_order_of_knowledge
-from recmeta.features.partitions import HISTORY, View, counter_view
-from recmeta.features.schema import KINDS, ROW_TIME, USER, counter_names
+from recmeta.features.met import merged, met_of_users
+from recmeta.features.partitions import HISTORY, MET, View, counter_view
+from recmeta.features.schema import ITEM_CODES, KINDS, ROW_TIME, USER, counter_names
 from recmeta.settings import Settings
 
 
@@ -121,7 +122,9 @@ class LiveFeatures:
             return
         features = self._settings.features
         with self._online.lock:
-            self._online.announce(newest + timedelta(microseconds=VISIBLE_AFTER))
+            visible = newest + timedelta(microseconds=VISIBLE_AFTER)
+            self._online.announce(visible)
+            self._index(events, visible)
             for name in self._contexts.names:
                 own = events.filter(pl.col("context") == name)
                 for kind in KINDS if len(own) else ():
@@ -162,6 +165,7 @@ class LiveFeatures:
         with self._online.lock:
             stamps = [newest + timedelta(microseconds=VISIBLE_AFTER), histories["event_timestamp"].max()]
             self._online.announce(max(stamp for stamp in stamps if isinstance(stamp, datetime)))
+            written += self._index(own, newest + timedelta(microseconds=VISIBLE_AFTER))
             for kind in KINDS:
                 view = counter_view(kind, context)
                 rows = counter_rows(own, view, view.schema.to_frame(), features.half_lives)
@@ -174,6 +178,49 @@ class LiveFeatures:
             ]
             written += self._online.write(HISTORY, latest.filter(pl.Series(older, dtype=pl.Boolean)))
         return written
+
+    def _index(self, pairs: pl.DataFrame, stamp: datetime, *, whole_until: datetime | None = None) -> int:
+        """Tell the index of pairs (user_id, item_id) before their rows are written; return rows written.
+
+        The index only grows: what it says of a user is joined with what is new, so that no order of windows,
+        and nobody who writes at the same time, takes out a pair that has a row. A user whom an older recmeta
+        wrote has rows and no place in the index; such a user gets one only with *all* pairs, since a server
+        that finds a place believes it.
+
+        Args:
+            pairs: columns user_id and item_id; others are ignored.
+            stamp: of the rows; `announce` it before.
+            whole_until: the pairs are all that these users have with rows up to here; None: what is new.
+        """
+        if not self._online.holds(MET):
+            return 0
+        written = 0
+        for part in met_of_users(pairs).iter_slices(WRITE_BATCH):
+            keys = list(part.select(MET.keys).iter_rows())
+            with self._online.lock:
+                there = self._online.read(MET, keys)
+                absent = [key for key, value in zip(keys, there.values, strict=True) if value is None]
+                kept_out = self._has_rows(absent, whole_until)
+                rows = []
+                for key, new, old, at in zip(keys, part[ITEM_CODES], there.values, there.stamps, strict=True):
+                    value = new if old is None else merged(old, new)
+                    if value != old and key not in kept_out:
+                        when = stamp if at is None else max(at, stamp)
+                        rows.append((*key, when, when, value))
+                written += self._online.write(MET, pl.DataFrame(rows, schema=MET.schema, orient="row"))
+        return written
+
+    def _has_rows(self, users: Sequence[tuple[str, ...]], after: datetime | None) -> set[tuple[str, ...]]:
+        """Those of some users who have counters online; with ``after``, any that are stamped later."""
+        newest = self._online.newest() if users else None
+        if newest is None or (after is not None and newest <= after):
+            return set()
+        found: set[tuple[str, ...]] = set()
+        for name in self._contexts.names:
+            stamps = self._online.read(counter_view(USER, name), users).stamps
+            rows = zip(users, stamps, strict=True)
+            found.update(user for user, at in rows if at is not None and (after is None or at > after))
+        return found
 
     def _before(self, view: View, events: pl.DataFrame) -> pl.DataFrame:
         """The online rows of what interactions touch: keys and values."""

@@ -21,7 +21,17 @@ import polars as pl
 from recmeta import artifacts
 from recmeta.contexts import Contexts
 from recmeta.features.counters import Float32s
-from recmeta.features.schema import HISTORY_VIEW, ITEMS, KEYS, KINDS, USER, VALUES, view_name
+from recmeta.features.schema import (
+    HISTORY_VIEW,
+    ITEM_CODES,
+    ITEMS,
+    KEYS,
+    KINDS,
+    MET_VIEW,
+    USER,
+    VALUES,
+    view_name,
+)
 
 INSTANT = pl.Datetime("us", "UTC")
 FORMAT = 1
@@ -30,6 +40,9 @@ FORMAT = 1
 TICK = timedelta(microseconds=1)
 ROW_GROUP = 131_072
 """Rows; fixed, so that a file's bytes depend on its rows alone."""
+
+
+_TYPES = {VALUES: pl.List(pl.Float32()), ITEMS: pl.List(pl.String()), ITEM_CODES: pl.Binary()}
 
 
 @dataclass(frozen=True)
@@ -43,18 +56,20 @@ class View:
     @property
     def schema(self) -> pl.Schema:
         """Columns of its files, in order."""
-        inner = pl.Float32() if self.column == VALUES else pl.String()
         return pl.Schema(
             {
                 **dict.fromkeys(self.keys, pl.String()),
                 "event_timestamp": INSTANT,
                 "created_timestamp": INSTANT,
-                self.column: pl.List(inner),
+                self.column: _TYPES[self.column],
             }
         )
 
 
 HISTORY = View(HISTORY_VIEW, KEYS[USER], ITEMS)
+
+MET = View(MET_VIEW, KEYS[USER], ITEM_CODES)
+"""In the online store only: it has no files."""
 
 
 def counter_view(kind: str, context: str) -> View:
@@ -63,7 +78,7 @@ def counter_view(kind: str, context: str) -> View:
 
 
 def views_of(contexts: Contexts) -> tuple[View, ...]:
-    """Every view that the declared contexts have, the history first."""
+    """Every view with files that the declared contexts have, the history first."""
     return (HISTORY, *(counter_view(kind, name) for name in contexts.names for kind in KINDS))
 
 
@@ -132,6 +147,21 @@ class Partitions:
             rows = self._scan(self.file(border)).filter(instant > start, instant <= end)
             parts.append(rows.join(chosen, on=self.view.keys, how="semi"))
         return pl.concat(parts)
+
+    def keys(self, instant: datetime) -> pl.LazyFrame:
+        """Every entity with a row by ``instant``: its keys, some of them twice."""
+        month = month_of(instant - TICK)
+        rows = self._scan(self.file(month)).filter(pl.col("event_timestamp") <= instant)
+        return pl.concat([part.select(self.view.keys) for part in (self._scan(self._carry(month)), rows)])
+
+    def touched(self, start: datetime, end: datetime) -> pl.LazyFrame:
+        """Every entity with a row in [start, end]: its keys, as often as it has one."""
+        return pl.concat(
+            self._scan(self.file(border))
+            .filter(pl.col("event_timestamp").is_between(start, end))
+            .select(self.view.keys)
+            for border, _ in months(month_of(start - TICK), end + TICK)
+        )
 
     def start_month(self, month: datetime) -> None:
         """Write what a month starts from; call it when all rows before are in place."""

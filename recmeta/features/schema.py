@@ -1,7 +1,8 @@
 """Names and layout of the feature views: which views there are, their keys, what a row's values mean.
 
-One view a kind (user, item, pair of both) and context, and one for the users' history. Build, Feast,
-assembly and the server agree through this module; it must never read a file or compute a feature.
+One view a kind (user, item, pair of both) and context, one for the users' history, and one that is no
+feature: with which items a user has rows. Build, Feast, assembly and the server agree through this
+module; it must never read a file or compute a feature.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ KEYS = {USER: ("user_id",), ITEM: ("item_id",), USER_ITEM: ("user_id", "item_id"
 HISTORY_VIEW = "user__history"
 """Items that a user engaged with in any context, the most recent first."""
 
+MET_VIEW = "user__met"
+"""Items with which a user has a row in any context: an index of the online store, which stands there only."""
+
 VALUES = "values"
 """Column of a counter view: List(Float32), `counter_names` and then `ROW_TIME`."""
 
 ITEMS = "items"
 """Column of the history view: List(String)."""
+
+ITEM_CODES = "item_codes"
+"""Column of the index: Binary, as `met.packed` makes it."""
 
 ROW_TIME = ("row_day", "row_second", "row_microsecond")
 """A row carries the instant it is of, as days since 1970, seconds of the day and microseconds.

@@ -10,13 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from recmeta.errors import IntegrityError
 from recmeta.events.schema import known_timestamp
-
-Int64s = npt.NDArray[np.int64]
+from recmeta.features.met import Int64s, UInt64s, item_codes
 
 NEVER = -(2**62)
 """The instant of what has not happened, before all others."""
@@ -74,6 +72,7 @@ class Catalogue:
         """When each became known, microseconds since 1970, UTC; `NEVER` where nobody touched it."""
         self._last_known = _microseconds(table["last_known"])
         self._places = {item: place for place, item in enumerate(self.ids)}
+        self._codes = item_codes(self.ids)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -90,6 +89,16 @@ class Catalogue:
         except KeyError:
             find = self._places.get
             return np.array([find(item, -1) for item in item_ids], dtype=np.int64)
+
+    def codes(self, item_ids: Sequence[str], places: Int64s) -> UInt64s:
+        """`met.item_codes` of items, [n], known (at ``places``, as the method has them) or not."""
+        unknown = np.flatnonzero(places < 0)
+        if not len(unknown):
+            return self._codes[places]
+        codes = np.zeros(len(places), dtype=np.uint64)
+        codes[places >= 0] = self._codes[places[places >= 0]]
+        codes[unknown] = item_codes([item_ids[place] for place in unknown.tolist()])
+        return codes
 
     def categories_of(self, item_ids: Sequence[str]) -> list[tuple[str, ...]]:
         """The categories of each item; none where it is unknown."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from recmeta.features.direct_online import Reader, UserRows
+from recmeta.features.met import UInt64s
 
 T = TypeVar("T")
 
@@ -39,10 +40,10 @@ class GuardedReader:
         """Why the last reading failed; None where it did not."""
 
     def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], heads: Sequence[bytes]
+        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
     ) -> UserRows | None:
         """As `Reader.request`; None where the store does not answer."""
-        return self.read(lambda reader: reader.request(user_id, contexts, items, heads))
+        return self.read(lambda reader: reader.request(user_id, contexts, items, codes))
 
     def read(self, ask: Callable[[Reader], T]) -> T | None:
         """What ``ask`` reads; None where the store does not answer."""

@@ -66,6 +66,14 @@ MOST_REASONS = 50
 """Of reduced answers; later ones are counted together, as a label must not grow with time."""
 
 
+MOST_CONTEXTS = 256
+"""Whose scores are counted apart, those that were asked for first; others are counted together. A context
+has some twenty time series, of 7 kB."""
+
+OTHER_CONTEXTS = "(other)"
+"""No context can be called so."""
+
+
 class Metrics:
     """The numbers of one application."""
 
@@ -113,6 +121,13 @@ class Metrics:
             "recmeta_events", "Live interactions that were sent in: recorded, or repeated.",
             ("outcome",), registry=registry,
         )  # fmt: skip
+        self._adapters = Gauge(
+            "recmeta_adapters_in_memory", "Adapters that need not be loaded when they are asked for.",
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
+        self._adapter_loads = Counter(
+            "recmeta_adapter_loads", "Adapters that a request had to wait for.", registry=registry
+        )
         self._unlogged = Counter(
             "recmeta_request_log_failures", "Requests whose line could not be written.", registry=registry
         )
@@ -142,7 +157,8 @@ class Metrics:
         """A ranking was made. ``scores`` are those of its first items; ``notes`` say why it is less."""
         child = self._by_context.get(context)
         if child is None:
-            child = self._by_context[context] = self._scores.labels(context)
+            label = context if len(self._by_context) < MOST_CONTEXTS else OTHER_CONTEXTS
+            child = self._by_context[context] = self._scores.labels(label)
         for score in scores:
             child.observe(score)
         for note in notes:
@@ -151,6 +167,11 @@ class Metrics:
     def stage(self, name: str, seconds: float) -> None:
         """A part of an answer was done: read, or score."""
         self._stages[name].observe(seconds)
+
+    def adapters(self, kept: int, loaded: int = 0) -> None:
+        """``kept`` adapters are in memory, of which ``loaded`` were loaded for a request just now."""
+        self._adapters.set(kept)
+        self._adapter_loads.inc(loaded)
 
     def bundle_swapped(self, version: str) -> None:
         """Another bundle serves from now on, or a first one."""

@@ -18,7 +18,6 @@ from recmeta.errors import RecmetaError
 from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import ManyRows, Reader
-from recmeta.features.feast_layout import pair_head
 from recmeta.features.schema import USER_ITEM
 from recmeta.serving.catalogue import Catalogue
 from recmeta.serving.guarded import store_failures
@@ -41,8 +40,6 @@ class Pairs:
     catalogue: Catalogue
     kept: KeptItems
     """The catalogue's items."""
-    heads: Sequence[bytes]
-    """`feast_layout.pair_head` of each."""
     memory: ItemMemory
     scorer: Scorer
     reader: Reader
@@ -76,15 +73,12 @@ class Pairs:
         read = self.space.contexts.feature_sources(context)
         places = self.catalogue.places(items)
         unknown = np.flatnonzero(places < 0)
-        heads = [self.heads[place] for place in places.tolist()]
+        codes = self.catalogue.codes(items, places)
         kept, kept_places = self.kept, places
         if len(unknown):
-            for item in unknown.tolist():
-                heads[item] = pair_head(items[item])
             kept, kept_places = KeptItems(items, self.catalogue.categories_of(items)), np.arange(len(items))
-        chosen = item_of.tolist()
-        names, keys = [items[item] for item in chosen], [heads[item] for item in chosen]
-        found = _answered(lambda: self.reader.many(read, users, user_of, names, keys))
+        names = [items[item] for item in item_of.tolist()]
+        found = _answered(lambda: self.reader.many(read, users, user_of, names, codes[item_of]))
         who, about, met = self._users(context, found), self._items(context, items, places), found.met
         together = self._met(context, found)
         half = None

@@ -25,9 +25,9 @@ from recmeta.features.counters import split_row_time
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
 from recmeta.features.feast_definitions import registry_file
-from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
+from recmeta.features.met import item_codes
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
@@ -99,7 +99,6 @@ class Recommender:
 
     _catalogue: Catalogue
     _kept: KeptItems
-    _heads: list[bytes]
     _items: ItemMemory
     _newest: int
     _written: datetime | None
@@ -184,11 +183,10 @@ class Recommender:
         same = like is not None and like._catalogue_checksum == checksum
         self._catalogue_checksum = checksum
         if like is not None and same:
-            self._catalogue, self._kept, self._heads = like._catalogue, like._kept, like._heads
+            self._catalogue, self._kept = like._catalogue, like._kept
         else:
             self._catalogue = Catalogue(bundle.file(CATALOGUE))
             self._kept = KeptItems(self._catalogue.ids, self._catalogue.categories)
-            self._heads = [pair_head(item) for item in self._catalogue.ids]
         if (
             like is not None
             and same
@@ -417,7 +415,7 @@ class Recommender:
             InputError: an id that cannot be one.
         """
         check_id(user_id, "user_id")
-        rows = self._guarded.request(user_id, (), (), ())
+        rows = self._guarded.request(user_id, (), (), item_codes(()))
         known = () if rows is None else rows.history
         return [
             {"item_id": item, "categories": list(about)}
@@ -443,7 +441,6 @@ class Recommender:
             space=self._space,
             catalogue=self._catalogue,
             kept=self._kept,
-            heads=self._heads,
             memory=self._items,
             scorer=self._scorer,
             reader=self._open_reader(None),
@@ -484,11 +481,7 @@ class Recommender:
         sources = self.contexts.feature_sources(context)
         read = self._read_for_seen(sources) if seen else sources
         unknown = np.flatnonzero(places < 0)
-        heads = [
-            self._heads[place] if place >= 0 else pair_head(item)
-            for item, place in zip(ids, places.tolist(), strict=True)
-        ]
-        found = self._guarded.request(user_id, read, ids, heads)
+        found = self._guarded.request(user_id, read, ids, self._catalogue.codes(ids, places))
         degraded = found is None
         rows = found or _nobody(len(read), self._width)
         told = [*notes, *([STORE_SILENT] if degraded else [])]

@@ -7,7 +7,7 @@ read a feature store or decide which items to score.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -149,6 +149,8 @@ class Scorer:
         self._contexts = manifest.contexts
         self._sessions: _Sessions = _Sessions(bundle, None if like is None else like._sessions)
         self._most_adapters = adapters
+        self.adapter_loaded: Callable[[], None] | None = None
+        """Told of each adapter that is loaded because it is asked for."""
         self._networks: dict[str, _Network] = {}
         self._adapters: OrderedDict[str, Any] = OrderedDict()
         self._trees: dict[str, _Trees] = {}
@@ -363,6 +365,11 @@ class Scorer:
             mixed += self._trees[context].run(dense)
         return mixed
 
+    @property
+    def adapters_in_memory(self) -> int:
+        """How many adapters are loaded."""
+        return len(self._adapters)
+
     def knows_user(self, context: str, user_id: str) -> bool:
         """Whether a network that serves ``context`` has a place for this user in its tables."""
         entry = self._contexts[context]
@@ -381,6 +388,8 @@ class Scorer:
                 found = self._adapters[context] = _load_adapter(self._bundle.file(entry.adapter))
                 while len(self._adapters) > self._most_adapters:
                     self._adapters.popitem(last=False)
+                if self.adapter_loaded is not None:
+                    self.adapter_loaded()
             else:
                 self._adapters.move_to_end(context)
         return found

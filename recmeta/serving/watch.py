@@ -62,7 +62,10 @@ class Watch:
 
 
 def watch_stages(recommender: Recommender, metrics: Metrics, traces: Traces) -> None:
-    """Time what a recommender reads and scores from now on; what it answers is the same."""
+    """Time what a recommender reads and scores, and count the adapters it loads, from now on."""
+    scorer = recommender._scorer
+    metrics.adapters(scorer.adapters_in_memory)
+    scorer.adapter_loaded = lambda: metrics.adapters(scorer.adapters_in_memory, 1)
     for stage, owner, name in (
         ("read", recommender._guarded, "request"),
         ("score", recommender._scorer, "score_kept"),

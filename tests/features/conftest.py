@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,3 +18,14 @@ def new_workspace(tmp_path: Path) -> Callable[..., Workspace]:
         return make_workspace(tmp_path / name, **settings)
 
     return make
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def store_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Settings that choose an empty online store."""
+    if request.param == "redis":
+        yield {"online": "redis", "redis": request.getfixturevalue("redis_address")}
+    elif request.param == "postgres":
+        yield {"online": "postgres", "postgres": request.getfixturevalue("postgres_url") + "?sslmode=disable"}
+    else:
+        yield {"online": "sqlite"}

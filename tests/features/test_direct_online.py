@@ -20,10 +20,10 @@ from recmeta.events.store import scan_events
 from recmeta.features.assembly import stored_block
 from recmeta.features.build import build_features
 from recmeta.features.direct_online import RedisRows, open_rows
-from recmeta.features.feast_layout import pair_head
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.feast_store import FeatureStore
 from recmeta.features.live import LiveFeatures, row_width
+from recmeta.features.met import item_codes
 from recmeta.features.schema import KINDS, view_name
 
 DAY = timedelta(days=1)
@@ -32,17 +32,12 @@ ITEMS = tuple(f"i{n}" for n in range(1, 10))
 USERS = (*(f"u{n}" for n in range(6)), "stranger", "é\u2028'\"", "x" * 256)
 
 
-@pytest.fixture(params=["sqlite", "redis", "postgres"])
+@pytest.fixture
 def stored(
-    request: pytest.FixtureRequest, new_workspace: Callable[..., Workspace]
+    store_settings: dict[str, Any], new_workspace: Callable[..., Workspace]
 ) -> Iterator[tuple[Workspace, FeatureStore]]:
     """A workspace with a night in its online store."""
-    settings: dict[str, Any] = {"online": request.param}
-    if request.param == "redis":
-        settings["redis"] = request.getfixturevalue("redis_address")
-    if request.param == "postgres":
-        settings["postgres"] = request.getfixturevalue("postgres_url") + "?sslmode=disable"
-    workspace = new_workspace(stores=settings)
+    workspace = new_workspace(stores=store_settings)
     workspace.ingest(random_log(300))
     with FeatureStore(workspace.settings, workspace.contexts) as store:
         store.apply()
@@ -57,13 +52,13 @@ def assert_read_alike(workspace: Workspace, store: FeatureStore) -> None:
     opened = open_rows(workspace.settings, width)
     reader = FeastReader(store._online, width) if opened is None else opened
     instant = np.array([round(now.timestamp() * 1e6)])
-    heads = [pair_head(item) for item in ITEMS]
+    codes = item_codes(ITEMS)
     of_items = reader.items(contexts, ITEMS)
     assert sum(len(of_items[name].places) for name in contexts) > len(ITEMS)
     pairs = 0
     for user in USERS:
         wanted = store.read_online(user, ITEMS, now)
-        found = reader.request(user, contexts, ITEMS, heads)
+        found = reader.request(user, contexts, ITEMS, codes)
         assert found.history == wanted.history
         pairs += len(found.met)
         for number, name in enumerate(contexts):
@@ -100,10 +95,10 @@ def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureS
     asked = [items[: 3 * number + 1] for number in range(len(USERS) - 1)] + [items]
     whose = np.repeat(np.arange(len(USERS)), [len(of) for of in asked])
     flat = [item for of in asked for item in of]
-    found = reader.many(contexts, USERS, whose, flat, [pair_head(item) for item in flat])
+    found = reader.many(contexts, USERS, whose, flat, item_codes(flat))
     met = 0
     for number, (user, own) in enumerate(zip(USERS, asked, strict=True)):
-        alone = reader.request(user, contexts, own, [pair_head(item) for item in own])
+        alone = reader.request(user, contexts, own, item_codes(own))
         assert found.histories[number] == alone.history
         assert found.users[:, number].tobytes() == alone.user.tobytes()
         assert np.array_equal(found.knows_user[:, number], alone.knows_user)
@@ -116,7 +111,7 @@ def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureS
     reader.close()
 
 
-@pytest.mark.parametrize("stored", ["sqlite", "redis"], indirect=True)  # PostgreSQL is written through Feast
+@pytest.mark.parametrize("store_settings", ["sqlite", "redis"], indirect=True)  # Feast writes PostgreSQL
 def test_what_is_written_past_feast_is_what_feast_would_have_written(
     stored: tuple[Workspace, FeatureStore],
 ) -> None:
@@ -163,7 +158,7 @@ def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_ag
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reader = RedisRows(f"127.0.0.1:{silent.getsockname()[1]},db=0", 13, timeout=0.05)
         with pytest.raises(redis.TimeoutError):
-            reader.request("u", ("reading",), (), ())
+            reader.request("u", ("reading",), (), item_codes(()))
         silent.settimeout(0.2)
         silent.accept()[0].close()
         with pytest.raises(TimeoutError):
@@ -174,10 +169,10 @@ def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_ag
 def test_a_connection_that_redis_closed_is_opened_again_within_the_request(redis_address: str) -> None:
     reader = RedisRows(redis_address, 13, timeout=5.0)
     host, _, port = redis_address.partition(",")[0].partition(":")
-    assert not reader.request("u", ("reading",), (), ()).knows_user.any()
+    assert not reader.request("u", ("reading",), (), item_codes(())).knows_user.any()
     with closing(redis.Redis(host=host, port=int(port))) as other:
         other.client_kill_filter(_type="normal", skipme=True)
-    assert not reader.request("u", ("reading",), (), ()).knows_user.any()
+    assert not reader.request("u", ("reading",), (), item_codes(())).knows_user.any()
     reader.close()
 
 

@@ -21,7 +21,7 @@ from recmeta.events.ledger import Interval, Ledger
 from recmeta.events.store import scan_events
 from recmeta.features.build import build_features
 from recmeta.features.feast_store import FeatureStore
-from recmeta.features.schema import HISTORY_VIEW
+from recmeta.features.schema import HISTORY_VIEW, MET_VIEW
 from recmeta.features.training_rows import dense_rows, feature_space, features_as_of
 
 DAY = timedelta(days=1)
@@ -29,18 +29,6 @@ HOUR = timedelta(hours=1)
 UNTIL = FIRST_DAY + 14 * DAY
 ITEMS = tuple(f"i{n}" for n in range(1, 10))
 USERS = tuple(f"u{n}" for n in range(6))
-STORES = ("sqlite", "redis", "postgres")
-
-
-@pytest.fixture(params=STORES)
-def store_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Settings that choose an empty online store."""
-    if request.param == "redis":
-        yield {"online": "redis", "redis": request.getfixturevalue("redis_address")}
-    elif request.param == "postgres":
-        yield {"online": "postgres", "postgres": request.getfixturevalue("postgres_url") + "?sslmode=disable"}
-    else:
-        yield {"online": "sqlite"}
 
 
 class Openers:
@@ -264,6 +252,7 @@ def test_views_of_contexts_that_are_gone_leave_the_registry(
     assert [service.name for service in registered.list_feature_services()] == ["feed"]
     assert {view.name for view in registered.list_feature_views()} == {
         HISTORY_VIEW,
+        MET_VIEW,
         "user__feed",
         "item__feed",
         "user_item__feed",

@@ -14,6 +14,7 @@ from conftest import Living
 
 from recmeta.events.schema import INTERACTION_SCHEMA
 from recmeta.features.feast_store import FeatureStore
+from recmeta.features.met import item_codes
 from recmeta.features.training_rows import feature_space
 from recmeta.serving.guarded import GuardedReader
 from recmeta.serving.recommender import Recommender
@@ -106,13 +107,13 @@ def test_a_store_that_fails_is_left_alone_for_a_while() -> None:
 
     clock, failing = [0.0], Failing()
     guarded = GuardedReader(failing, 1.0, lambda: clock[0])  # type: ignore[arg-type]
-    assert guarded.request("u", (), (), ()) is None
-    assert guarded.request("u", (), (), ()) is None
+    assert guarded.request("u", (), (), item_codes(())) is None
+    assert guarded.request("u", (), (), item_codes(())) is None
     assert (failing.asked, guarded.fault) == (1, "TimeoutError: slow")
     clock[0] = 1.0
-    assert guarded.request("u", (), (), ()) is None
+    assert guarded.request("u", (), (), item_codes(())) is None
     clock[0] = 2.0
-    assert guarded.request("u", (), (), ()) == "rows"
+    assert guarded.request("u", (), (), item_codes(())) == "rows"
     assert (failing.asked, guarded.fault) == (3, None)
 
 

@@ -13,7 +13,10 @@ from conftest import Living, publish
 from http_client import serving, until, with_keys
 from prometheus_client.parser import text_string_to_metric_families
 
-from recmeta.serving.metrics import MOST_REASONS, Metrics
+from recmeta.serving.metrics import MOST_CONTEXTS, MOST_REASONS, Metrics
+from recmeta.serving.recommender import Recommender
+from recmeta.serving.traces import open_traces
+from recmeta.serving.watch import watch_stages
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana" / "recmeta.json"
 
@@ -48,6 +51,26 @@ def test_requests_are_counted_by_operation_and_status(client: httpx.Client) -> N
     assert value(client, found, operation="recommend", status="4xx") == 1
     assert value(client, found, operation="unknown", status="4xx") == 1
     assert value(client, "recmeta_requests_in_flight") == 1
+
+
+def test_an_adapter_that_a_request_waits_for_is_counted(living: Living) -> None:
+    recommender, metrics = Recommender(living.settings), Metrics()
+    watch_stages(recommender, metrics, open_traces(False))
+    assert b"recmeta_adapters_in_memory 1.0" in metrics.exposition()
+    recommender._scorer._adapters.clear()  # others made it give way
+    for _ in range(2):
+        recommender.rank("reading", "u", ["a", "b"])
+    assert b"recmeta_adapter_loads_total 1.0" in metrics.exposition()
+    assert b"recmeta_adapters_in_memory 1.0" in metrics.exposition()
+
+
+def test_contexts_beyond_the_first_are_counted_together() -> None:
+    metrics = Metrics()
+    for number in range(MOST_CONTEXTS + 5):
+        metrics.answered(f"surface_{number}", [0.5], ())
+    found = re.findall(r'recmeta_score_count\{context="([^"]+)"\} ([0-9.]+)', metrics.exposition().decode())
+    assert len(found) == MOST_CONTEXTS + 1
+    assert ("(other)", "5.0") in found
 
 
 def test_scores_are_counted_by_context_for_drift_to_be_seen(client: httpx.Client) -> None:
