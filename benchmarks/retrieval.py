@@ -36,6 +36,7 @@ from recmeta.bundle.manifest import MANIFEST_NAME
 from recmeta.bundle.store import BundleStore
 from recmeta.events.schema import known_timestamp
 from recmeta.events.store import scan_events
+from recmeta.features.met import item_codes
 from recmeta.pipeline import ingest, run_night
 from recmeta.serving.catalogue import CATALOGUE
 from recmeta.serving.recommender import Recommender
@@ -263,7 +264,7 @@ def learnt_queries(recommender: Recommender, users: list[str]) -> npt.NDArray[np
     for number, user in enumerate(users):
         context = recommender.contexts.names[number % len(recommender.contexts.names)]
         sources = recommender.contexts.feature_sources(context)
-        rows = recommender._guarded.request(user, sources, (), ())
+        rows = recommender._guarded.request(user, sources, (), item_codes(()))
         assert rows is not None and recommender._retrieval is not None
         instant = int(recommender.until.timestamp()) * 1_000_000
         row = recommender._request(context, rows, instant)

@@ -525,7 +525,9 @@ class Recommender:
         if self._retrieval is None or alive <= most or not self._retrieval.chooses(context):
             return np.arange(min(alive or len(self._catalogue), most))
         sources = self.contexts.feature_sources(context)
-        rows = self._guarded.request(user_id, sources, (), ()) or _nobody(len(sources), self._width)
+        rows = self._guarded.request(user_id, sources, (), item_codes(())) or _nobody(
+            len(sources), self._width
+        )
         as_of, ended = self._instant(now)
         instant = _since_epoch(as_of)
         if ended:

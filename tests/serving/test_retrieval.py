@@ -17,6 +17,7 @@ from recmeta.bundle.store import BundleStore
 from recmeta.bundle.unit import read_ids
 from recmeta.errors import InputError
 from recmeta.features.counters import Float32s
+from recmeta.features.met import item_codes
 from recmeta.serving.approximate import ApproximateIndex
 from recmeta.serving.champion import Champion
 from recmeta.serving.recommender import Recommender
@@ -86,8 +87,6 @@ def test_what_is_scored_are_the_latest_and_the_largest_products_among_what_is_al
     living: Living, towered: Recommender, now: datetime
 ) -> None:
     user = living.reader()
-    rows = towered._guarded.request(user, ("feed", "reading", "commenting"), (), ())
-    assert rows is not None
     alive = 60
     assert towered._retrieval is not None
     places = towered._candidates("feed", user, alive, now, without_seen=True)
@@ -99,7 +98,7 @@ def test_what_is_scored_are_the_latest_and_the_largest_products_among_what_is_al
     assert isinstance(index, ExactIndex)
     read = towered.contexts.feature_sources("feed")
     instant = int(now.timestamp()) * 1_000_000
-    found = towered._guarded.request(user, read, (), ())
+    found = towered._guarded.request(user, read, (), item_codes(()))
     assert found is not None
     row = towered._request("feed", found, instant)
     products = index._vectors @ towered._retrieval._query("feed", user, found.history, row)
