@@ -43,7 +43,7 @@ $(READY): pyproject.toml constraints.txt
 constraints:  ## resolve every dependency anew, all extras included, into constraints.txt
 	rm -rf build/resolve
 	$(PYTHON) -m venv build/resolve
-	build/resolve/bin/pip install -q -e ".[celery,dev,postgres,ray,redis,spark]"
+	build/resolve/bin/pip install -q -e ".[ann,celery,dev,postgres,ray,redis,spark]"
 	build/resolve/bin/pip check
 	grep '^#' constraints.txt > build/constraints.txt
 	build/resolve/bin/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' >> build/constraints.txt

@@ -262,6 +262,78 @@ class TreeSettings(_Group):
     patience: int = Field(default=30, ge=1)
 
 
+class RetrievalSettings(_Group):
+    """The towers that say which items of a large catalogue are worth scoring; see docs/serving.md.
+
+    Sizes, not seconds, bound what fitting takes, so that a night has the same bytes on any machine.
+    """
+
+    enabled: bool = Field(default=True, description="without it the latest items are scored, as many as fit")
+    least_items: int = Field(
+        default=2000,
+        ge=1,
+        description="towers are fitted where more items than this are alive at the night's end: below, "
+        "serving.most_candidates leaves nothing to choose",
+    )
+    alive_within: Duration = Field(
+        default=timedelta(days=14),
+        description="which items that are, and what the towers are fitted on: as serving.alive_within",
+    )
+    vector_size: int = Field(default=64, ge=1, le=1024, description="numbers of an item's vector")
+    hidden: int = Field(default=128, ge=1, description="units of each tower's hidden layer")
+    snapshots: int = Field(
+        default=4, ge=1, description="instants, a day apart, as of which users are crossed with items"
+    )
+    most_users: int = Field(
+        default=4000, ge=20, description="who acted lately, at the most, of each snapshot; evenly drawn"
+    )
+    most_sources: int = Field(
+        default=32, ge=1, description="contexts whose counters of items are read; those with the most rows"
+    )
+    rounds: int = Field(
+        default=3,
+        ge=1,
+        description="after the first, half of the items are those that the towers so far think best",
+    )
+    lists: int = Field(default=64, ge=1, description="of each round: users of one context, all asked alike")
+    users_per_list: int = Field(default=48, ge=1)
+    items_per_list: int = Field(default=512, ge=2)
+    steps: int = Field(default=400, ge=1, description="of each round")
+    lists_per_step: int = Field(default=4, ge=1)
+    rate: float = Field(default=3e-3, gt=0, description="of Adam, falling to zero over all steps")
+    weight_decay: float = Field(default=1e-2, ge=0, description="decoupled, as in training")
+    centred: float = Field(
+        default=0.1, ge=0, description="weight of the square error of logits beside that of their order"
+    )
+    unknown_share: float = Field(
+        default=0.2, ge=0, lt=1, description="share of contexts, users and items hidden, as in training"
+    )
+    proposed: int = Field(
+        default=2000,
+        ge=5,
+        description="items among which what serves best is looked for, when towers are judged and lists "
+        "drawn; as serving.most_candidates",
+    )
+    latest_share: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="of the candidates, the most recently touched even so: lists that prefer what is fresh "
+        "find it there; a quarter cost the best 100 of 2,000 less than half a percent",
+    )
+    gated: bool = Field(
+        default=True,
+        description="without, towers choose on every surface, whatever later engagements say: for those who "
+        "know that their log is of what was the latest",
+    )
+    judged_within: Duration = Field(
+        default=timedelta(days=7),
+        description="of the night's end: later engagements of these days say where retrieval serves; fewer "
+        "where the test rows span fewer",
+    )
+    judged_users: int = Field(default=200, ge=2, description="of each context, at the most, likewise")
+
+
 class GateSettings(_Group):
     """What a challenger must show on later, unseen data before it serves."""
 
@@ -269,7 +341,11 @@ class GateSettings(_Group):
     confidence: float = Field(default=0.9, gt=0.5, lt=1, description="one-sided, of every comparison")
     min_positives: int = Field(default=30, ge=1, description="below this a test has no power to decide")
     min_users: int = Field(default=10, ge=2, description="with fewer the bootstrap draws the same few again")
-    tolerance: float = Field(default=0.005, ge=0, description="AUC differences below this are noise")
+    tolerance: float = Field(
+        default=0.005,
+        ge=0,
+        description="differences of AUC, and of shares of later engagements, below this are noise",
+    )
     parity: float = Field(default=1e-4, gt=0, description="largest logit difference, torch to ONNX Runtime")
 
 
@@ -306,7 +382,13 @@ class ServingSettings(_Group):
     most_candidates: int = Field(
         default=2000,
         ge=1,
-        description="scored for one answer; the most recently touched, where more are alive",
+        description="scored for one answer; where more are alive, those that the bundle's towers think "
+        "best, or the most recently touched where it has none",
+    )
+    retrieval: Literal["exact", "ann", "off"] = Field(
+        default="exact",
+        description="how the towers of a bundle choose among more items: by all inner products, by an "
+        "approximate index (the extra `ann`), or not at all",
     )
     most_items: int = Field(default=1000, ge=1, description="given to rank, or asked of recommend, at once")
     largest_body: int = Field(
@@ -393,6 +475,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     transfer: TransferSettings = TransferSettings()
     trees: TreeSettings = TreeSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
     gate: GateSettings = GateSettings()
     serving: ServingSettings = ServingSettings()
 

@@ -69,8 +69,9 @@ def export_network(model: SharedModel, folder: Path, split: Split | None = None)
         raise InputError(f"cannot export {size:,} bytes of weights: an ONNX file holds {_LARGEST_GRAPH:,}")
     adapter = model.zero_adapter()
     split = split or Split(model.shape.features, (), ())
-    whole = _normalised(
-        _traced(ServedModel(model, split.request.tolist(), split.about.tolist()), adapter), set(adapter)
+    whole = normalised(
+        _traced(ServedModel(model, split.request.tolist(), split.about.tolist()), adapter),
+        {*OF_ASKERS, *OF_ITEMS, PAIR, *adapter},
     )
     parts = cut(
         whole, askers=OF_ASKERS, items=OF_ITEMS, rows=(PAIR,), asker=ASKER, half=HALF, overridable=[*adapter]
@@ -104,7 +105,7 @@ def _traced(model: ServedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
     training = model.training
     model.eval()
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(
                 model,
                 kwargs={**rows, "adapter": adapter},
@@ -122,7 +123,7 @@ def _traced(model: ServedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Hide what torch 2.13 says of itself: a missing torchvision, its own deprecations, shared axis names."""
     log = logging.getLogger(_EXPORTER_LOG)
     level = log.level
@@ -138,8 +139,12 @@ def _quiet_exporter() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _normalised(traced: ModelProto, adapter: set[str]) -> ModelProto:
-    """Rebuild a traced model from what decides its result alone, under names that only order decides."""
+def normalised(traced: ModelProto, wanted: set[str]) -> ModelProto:
+    """Rebuild a traced model from what decides its result alone, under names that only order decides.
+
+    Raises:
+        InputError: it lacks an input that is ``wanted``, or holds a graph within a graph.
+    """
     source = traced.graph
     names = {found.name: found.name for found in (*source.input, *source.output)}
     values = {initializer.name: initializer for initializer in source.initializer}
@@ -168,7 +173,7 @@ def _normalised(traced: ModelProto, adapter: set[str]) -> ModelProto:
             target.append(
                 onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape)
             )
-    missing = ({*OF_ASKERS, *OF_ITEMS, PAIR} | adapter) - {value.name for value in graph.input}
+    missing = wanted - {value.name for value in graph.input}
     if missing:
         raise InputError(f"the exported graph lacks the inputs {sorted(missing)}")
     if traced.functions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from recmeta.errors import ContextError, IntegrityError
 from recmeta.models.calibration import Calibration
 
 MANIFEST_NAME = "manifest.json"
+ITEM_TOWER, USER_TOWER = "towers/item.onnx", "towers/user.onnx"
 VERSION = re.compile(r"^\d{8}-[0-9a-f]{12}$")
 
 Serves = Literal["shared", "adapter", "trees", "blend", "stack", "popularity", "nothing"]
@@ -233,6 +235,33 @@ class ContextEntry(_Entry):
         return self
 
 
+class Towers(_Entry):
+    """What chooses the items of a large catalogue that are worth scoring: ``towers/item.onnx`` and user.onnx.
+
+    An item's vector is of the counters of `sources`; ids and contexts are numbered as the unit numbers them.
+    """
+
+    unit: str = Field(description="a name in `units`, whose ids and contexts these are")
+    sources: tuple[str, ...] = Field(min_length=1, description="contexts whose counters of items are read")
+    vector_size: int = Field(ge=1)
+    contexts: tuple[str, ...] = Field(
+        description="those whose candidates they choose; others' are the latest"
+    )
+    newcomers: bool = Field(description="whether they choose for contexts that came later, too")
+    latest_share: Annotated[Number, Field(ge=0, le=1)] = Field(
+        description="of the candidates, the most recently touched in any case"
+    )
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+    def choose_for(self, context: str, known: Collection[str]) -> bool:
+        """Whether they choose a context's candidates; ``known`` are those that there were when fitted."""
+        return context in self.contexts or (self.newcomers and context not in known)
+
+    def wanted_files(self) -> frozenset[str]:
+        """The two graphs."""
+        return frozenset((ITEM_TOWER, USER_TOWER))
+
+
 class Manifest(_Entry):
     """All of a bundle that is not in its files, and the checksum of each of those."""
 
@@ -254,6 +283,11 @@ class Manifest(_Entry):
     transfer: FilePath | None = Field(
         default=None, description="the night's evidence on what new contexts gain from the others"
     )
+    towers: Towers | None = Field(
+        default=None,
+        description="none: the most recently touched items are scored",
+        exclude_if=lambda towers: towers is None,  # bundles of before keep their bytes
+    )
     contexts: dict[str, ContextEntry]
     files: dict[FilePath, FileEntry] = Field(default_factory=dict)
 
@@ -270,6 +304,8 @@ class Manifest(_Entry):
             raise ValueError(f"bank: {self.bank!r} is not among the banks")
         for name, bank in self.banks.items():
             self._bank_holds(name, bank)
+        if self.towers is not None:
+            self._towers_hold(self.towers)
         for name, entry in self.contexts.items():
             if entry.unit is not None and entry.unit not in self.units:
                 raise ValueError(f"context {name!r}: unit {entry.unit!r} is not among the units")
@@ -290,6 +326,13 @@ class Manifest(_Entry):
         if unknown:
             raise ValueError(f"bank {name!r}: unit {bank.unit!r} knows no context {', '.join(unknown)}")
 
+    def _towers_hold(self, towers: Towers) -> None:
+        if towers.unit not in self.units:
+            raise ValueError(f"towers: unit {towers.unit!r} is not among the units")
+        unknown = sorted({*towers.sources, *towers.contexts} - set(self.declarations.names))
+        if unknown:
+            raise ValueError(f"towers: expected contexts that are declared, found {', '.join(unknown)}")
+
     def _stack_holds(self, context: str, stack: Stack) -> None:
         if stack.bank not in self.banks:
             raise ValueError(f"context {context!r}: bank {stack.bank!r} is not among the banks")
@@ -309,6 +352,8 @@ class Manifest(_Entry):
             named |= bank.wanted_files()
         if self.transfer is not None:
             named.add(self.transfer)
+        if self.towers is not None:
+            named |= self.towers.wanted_files()
         return frozenset(named)
 
     def to_bytes(self) -> bytes:

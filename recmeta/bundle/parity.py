@@ -16,11 +16,14 @@ import onnxruntime
 import torch
 
 from recmeta.bundle.export import LEAST_ROWS
+from recmeta.bundle.export_towers import VECTOR
 from recmeta.bundle.export_trees import TREES_INPUT, TREES_OUTPUT
 from recmeta.bundle.graph import ASKER, HALF, ITEMS_GRAPH, OF_ASKERS, OF_ITEMS, OUTPUT, PAIR, split_of
+from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees
 from recmeta.models.shared import SharedModel
+from recmeta.models.two_towers import TwoTowers
 
 
 def network_difference(
@@ -72,6 +75,30 @@ def network_difference(
     finally:
         model.train(training)
     return _largest(found.astype(np.float64) - wanted.double().numpy())
+
+
+def towers_difference(
+    towers: TwoTowers, folder: Path, items: Mapping[str, torch.Tensor], users: Mapping[str, torch.Tensor]
+) -> float:
+    """Return the largest absolute difference of a vector's numbers between towers and their exported graphs.
+
+    Args:
+        towers: what was exported.
+        folder: where `export_towers` wrote the graphs.
+        items: the item tower's columns, two rows or more.
+        users: the user tower's, likewise.
+
+    Returns:
+        The difference, and infinity where any number is not finite.
+    """
+    with torch.no_grad():
+        wanted = {ITEM_TOWER: towers.item_vectors(**items), USER_TOWER: towers.queries(**users)}
+    gaps = []
+    for path, rows in ((ITEM_TOWER, items), (USER_TOWER, users)):
+        feeds = {name: column.numpy() for name, column in rows.items()}
+        (found,) = _session(folder / path).run([VECTOR], feeds)
+        gaps.append(_largest(found.astype(np.float64) - wanted[path].double().numpy()))
+    return max(gaps)
 
 
 def trees_difference(trees: Trees, graph: Path, dense: npt.NDArray[np.float32]) -> float:

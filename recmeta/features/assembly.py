@@ -369,6 +369,27 @@ class FeatureSpace:
         part[:, layout.age + 1] = first >= 0
         return part
 
+    def item_columns(self, stored: Block) -> Float32s:
+        """What items are whoever asks, and in whatever context: float32 [n, `item_width`], finite.
+
+        For each of some contexts its counters of the item, then the item's age and whether anybody ever
+        touched it.
+
+        Args:
+            stored: the items' views in these contexts, [S, n].
+        """
+        counters = self._advanced(stored)
+        first = counters[:, :, -1].max(axis=0)
+        found = np.empty((counters.shape[1], self.item_width(len(counters))), dtype=np.float32)
+        found[:, :-2] = self._shown(counters).transpose(1, 0, 2).reshape(len(found), -1)
+        found[:, -2] = np.log1p(np.maximum(first, 0.0))
+        found[:, -1] = first >= 0
+        return found
+
+    def item_width(self, sources: int) -> int:
+        """Columns that `item_columns` makes of this many sources."""
+        return sources * len(self._counters) + 2
+
     def _read_by(self, context: str) -> _Read:
         """What rows of a context read; worked out once."""
         found = self._reads.get(context)

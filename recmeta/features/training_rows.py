@@ -23,7 +23,7 @@ from recmeta.events.ledger import DAY, Interval, Ledger, missing
 from recmeta.events.store import read_items
 from recmeta.features.assembly import FeatureSpace, stored_block
 from recmeta.features.counters import Float32s
-from recmeta.features.partitions import INSTANT, Partitions, floats, months, views_of
+from recmeta.features.partitions import INSTANT, Partitions, View, floats, months, views_of
 from recmeta.features.point_in_time import latest_row
 from recmeta.features.schema import HISTORY_VIEW, ROW_TIME, counter_names
 from recmeta.settings import Settings
@@ -131,16 +131,24 @@ def features_as_of(settings: Settings, contexts: Contexts, context: str, rows: p
         from recmeta.features.feast_store import FeatureStore
 
         return FeatureStore(settings, contexts).training_rows(rows, context)
+    read = {HISTORY_VIEW, *feature_space(settings, contexts).views(context)}
+    return pl.DataFrame(
+        [view_as_of(settings, view, rows) for view in views_of(contexts) if view.name in read]
+    )
+
+
+def view_as_of(settings: Settings, view: View, rows: pl.DataFrame) -> pl.Series:
+    """What one view held of each row's entity at the row's instant, null where nothing; named as the view.
+
+    Args:
+        settings: of the workspace.
+        view: which features.
+        rows: the view's keys and event_timestamp; not empty.
+    """
     first, last = rows["event_timestamp"].min(), rows["event_timestamp"].max()
     assert isinstance(first, datetime) and isinstance(last, datetime)  # noqa: S101  (rows is not empty)
-    read = {HISTORY_VIEW, *feature_space(settings, contexts).views(context)}
-    joined = []
-    for view in views_of(contexts):
-        if view.name in read:
-            stored = Partitions(settings.features_folder, view).window(first, last, rows).collect()
-            found = latest_row(rows, stored, view.keys)
-            joined.append(stored[view.column].gather(found).alias(view.name))
-    return pl.DataFrame(joined)
+    stored = Partitions(settings.features_folder, view).window(first, last, rows).collect()
+    return stored[view.column].gather(latest_row(rows, stored, view.keys)).alias(view.name)
 
 
 def _open_intervals(ledger: Ledger, context: str, until: datetime) -> list[Interval]:
@@ -193,13 +201,18 @@ def dense_rows(
     width = len(counter_names(space.half_lives)) + len(ROW_TIME)
     blocks = {}
     for view in space.views(context):
-        there = found[view].is_not_null().to_numpy()
-        values: Float32s = np.zeros((len(found), width), dtype=np.float32)
-        values[there] = floats(found[view].drop_nulls(), width)
-        blocks[view] = stored_block(values, there, times)
+        blocks[view] = stored_block(*stored_rows(found[view], width), times)
     dense = space.assemble(context, blocks, times)
     history = found[HISTORY_VIEW].fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
     return pl.Series("dense", dense, dtype=pl.Array(pl.Float32, space.size)), history
+
+
+def stored_rows(found: pl.Series, width: int) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+    """Values of a counter view as an array [n, width], zero where there is no row, and where there is one."""
+    there = found.is_not_null().to_numpy()
+    values: Float32s = np.zeros((len(found), width), dtype=np.float32)
+    values[there] = floats(found.drop_nulls(), width)
+    return values, there
 
 
 def _files(settings: Settings, context: str) -> list[Path]:

@@ -188,18 +188,8 @@ class SharedModel(nn.Module):
             )
         if not len(dense):
             return
-        deviation = dense.double().std(dim=0, correction=0)
-        self.dense_mean.copy_(dense.double().mean(dim=0))
-        self.dense_scale.copy_(torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), 0.0))
-        self.bin_scale.zero_()
-        ordered = dense[:: max(1, len(dense) // QUANTILE_ROWS)].sort(dim=0).values
-        fine = torch.linspace(0, len(ordered) - 1, 4 * self.shape.bins + 1).round().to(torch.int64)
-        for feature in range(self.shape.features):
-            cuts = torch.unique(ordered[fine, feature])  # fewer where one value is frequent, such as zero
-            pieces = min(self.shape.bins, len(cuts) - 1)
-            cuts = cuts[torch.linspace(0, len(cuts) - 1, pieces + 1).round().to(torch.int64)]
-            self.bin_start[feature, :pieces] = cuts[:-1]
-            self.bin_scale[feature, :pieces] = 1.0 / cuts.diff().clamp(min=1e-6)
+        for name, found in dense_scales(dense, self.shape.bins).items():
+            getattr(self, name).copy_(found)
 
     @torch.no_grad()
     def learn_item_categories(self, item: Tensor, categories: Tensor) -> None:
@@ -364,6 +354,30 @@ class SharedModel(nn.Module):
             position.reshape(-1, width), vectors, mode="sum", per_sample_weights=known.reshape(-1, width)
         )
         return total.reshape(*history.shape[:-1], vectors.shape[-1])
+
+
+def dense_scales(dense: Tensor, bins: int) -> dict[str, Tensor]:
+    """How dense features are encoded, as `SharedModel.learn_scales` tells, from float32 [n, F] rows, n > 0.
+
+    Returns ``dense_mean`` and ``dense_scale`` [F], ``bin_start`` and ``bin_scale`` [F, bins].
+    """
+    features = dense.shape[1]
+    deviation = dense.double().std(dim=0, correction=0)
+    start, scale = torch.zeros(features, bins), torch.zeros(features, bins)
+    ordered = dense[:: max(1, len(dense) // QUANTILE_ROWS)].sort(dim=0).values
+    fine = torch.linspace(0, len(ordered) - 1, 4 * bins + 1).round().to(torch.int64)
+    for feature in range(features):
+        cuts = torch.unique(ordered[fine, feature])  # fewer where one value is frequent, such as zero
+        pieces = min(bins, len(cuts) - 1)
+        cuts = cuts[torch.linspace(0, len(cuts) - 1, pieces + 1).round().to(torch.int64)]
+        start[feature, :pieces] = cuts[:-1]
+        scale[feature, :pieces] = 1.0 / cuts.diff().clamp(min=1e-6)
+    return {
+        "dense_mean": dense.double().mean(dim=0).float(),
+        "dense_scale": torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), 0.0).float(),
+        "bin_start": start,
+        "bin_scale": scale,
+    }
 
 
 def _table(rows: int, size: int) -> nn.Parameter:

@@ -14,7 +14,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from recmeta.features.assembly import FeatureSpace, stored_block
+from recmeta.features.assembly import Block, FeatureSpace, stored_block
 from recmeta.features.counters import Float32s, split_row_time
 from recmeta.features.direct_online import ItemRows, Reader
 from recmeta.features.schema import ITEM
@@ -36,6 +36,13 @@ def columns_of(
         width: numbers of a stored row.
     """
     sources = space.contexts.feature_sources(context)
+    return space.part(ITEM, context, _stored(sources, rows, places, instant, width))
+
+
+def _stored(
+    sources: Sequence[str], rows: Mapping[str, ItemRows], places: Int64s, instant: int, width: int
+) -> Block:
+    """The views of items in some contexts, [S, n]; arguments as of `columns_of`."""
     values = np.zeros((len(sources), len(places), width), dtype=np.float32)
     there = np.zeros((len(sources), len(places)), dtype=np.bool_)
     for number, name in enumerate(sources):
@@ -44,7 +51,7 @@ def columns_of(
             at = np.minimum(np.searchsorted(held.places, places), len(held.places) - 1)
             there[number] = held.places[at] == places
             values[number, there[number]] = held.values[at[there[number]]]
-    return space.part(ITEM, context, stored_block(values, there, np.full(there.shape, instant)))
+    return stored_block(values, there, np.full(there.shape, instant))
 
 
 @dataclass
@@ -158,3 +165,7 @@ class ItemMemory:
     def made(self, context: str, places: Int64s, instant: int) -> Float32s:
         """As `columns`, made anew."""
         return columns_of(self._space, context, self._state.rows, places, instant, self.width)
+
+    def columns_of_all(self, sources: Sequence[str], places: Int64s, instant: int) -> Float32s:
+        """What some items are whoever asks: `FeatureSpace.item_columns` of these contexts, made anew."""
+        return self._space.item_columns(_stored(sources, self._state.rows, places, instant, self.width))

@@ -38,6 +38,7 @@ from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
+from recmeta.serving.retrieval import Retrieval
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 from recmeta.serving.served_log import ServedLog
 from recmeta.settings import Settings
@@ -105,6 +106,8 @@ class Recommender:
     _scorer: Scorer
     _exploration: Exploration
     _catalogue_checksum: str
+    _retrieval: Retrieval | None = None
+    """None: the latest items are scored."""
 
     def __init__(
         self,
@@ -158,6 +161,22 @@ class Recommender:
         self._own_catalogue(bundle, like)
         most = settings.serving.item_columns_megabytes * 1_000_000
         self._halves = ItemHalves(self._scorer, self._kept, self._items, most)
+        self._retrieval = self._open_retrieval(bundle)
+
+    def _open_retrieval(self, bundle: Bundle) -> Retrieval | None:
+        towers, serving = bundle.manifest.towers, self._settings.serving
+        if towers is None or serving.retrieval == "off" or len(self._catalogue) <= serving.most_candidates:
+            return None
+        approximate = serving.retrieval == "ann"
+        opened = Retrieval(bundle, towers, self._space, self._catalogue, approximate=approximate)
+        opened.encode(self._items, self._item_instant())
+        return opened
+
+    def _item_instant(self) -> int:
+        """The instant for which what items are is computed beforehand."""
+        as_of, ended = self._instant(None)
+        instant = _since_epoch(as_of)
+        return self._after_end(instant, _nobody(1, self._width)) if ended else instant
 
     def _own_catalogue(self, bundle: Bundle, like: Recommender | None) -> None:
         checksum = bundle.manifest.files[CATALOGUE].sha256
@@ -209,6 +228,7 @@ class Recommender:
                 written = guarded.read(lambda _: online.newest())
                 online.close()
             if written is not None and written == self._written:
+                self._keep_up(changed=False)
                 return
             guarded.read(self._items.load)
             if guarded.fault is None:
@@ -216,6 +236,11 @@ class Recommender:
         finally:
             guarded.close()
         self._newest = max(self._newest, self._items.newest())
+        self._keep_up(changed=True)
+
+    def _keep_up(self, *, changed: bool) -> None:
+        if self._retrieval is not None:
+            self._retrieval.keep_up(self._items, self._item_instant(), changed=changed)
 
     def record(self, interactions: pl.DataFrame) -> None:
         """Take live interactions (columns of ``Interaction``) into the online features at once.
@@ -333,8 +358,8 @@ class Recommender:
                 raise InputError(f"{name}: expected 0 to {most:g}, found {value}")
         alive = self._catalogue.alive(self._instant(now)[0], serving.alive_within)
         notes = () if alive else ("nobody touched any item lately; the latest ones are ranked",)
-        places = np.arange(min(alive or len(self._catalogue), serving.most_candidates))
-        ids = self._catalogue.ids[: len(places)]
+        places = self._candidates(context, user_id, alive, now, without_seen=exclude_seen)
+        ids = [self._catalogue.ids[place] for place in places.tolist()]
         asked = self._ask(context, user_id, ids, places, now, seen=exclude_seen, notes=notes)
         if exclude_seen:
             asked = asked.take(np.flatnonzero(~asked.seen))
@@ -473,7 +498,7 @@ class Recommender:
         if len(unknown):
             categories = self._catalogue.categories_of(ids)
             kept, kept_places = KeptItems(ids, categories), np.arange(len(ids))
-        met = self._seen(context, read, ids, rows) if seen else np.zeros(len(ids), dtype=np.bool_)
+        met = self._seen(context, read, places, rows) if seen else np.zeros(len(ids), dtype=np.bool_)
         return Asked(
             context,
             user_id,
@@ -488,6 +513,44 @@ class Recommender:
             tuple(told),
             bool(told),
         )
+
+    def _candidates(
+        self, context: str, user_id: str, alive: int, now: datetime | None, *, without_seen: bool
+    ) -> Int64s:
+        """Which of the first ``alive`` items are scored: all, what the towers choose, or the latest.
+
+        Where none is alive, the latest of all.
+        """
+        most = self._settings.serving.most_candidates
+        if self._retrieval is None or alive <= most or not self._retrieval.chooses(context):
+            return np.arange(min(alive or len(self._catalogue), most))
+        sources = self.contexts.feature_sources(context)
+        rows = self._guarded.request(user_id, sources, (), item_codes(())) or _nobody(
+            len(sources), self._width
+        )
+        as_of, ended = self._instant(now)
+        instant = _since_epoch(as_of)
+        if ended:
+            instant = self._after_end(instant, rows)
+        exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
+        return self._retrieval.choose(
+            context,
+            user_id,
+            rows.history,
+            self._request(context, rows, instant),
+            alive=alive,
+            most=most,
+            without=self._catalogue.places(rows.history if without_seen and not exposed else ()),
+        )
+
+    def _request(self, context: str, rows: UserRows, instant: int) -> Float32s:
+        """What dense rows say of a user, read in the context's sources, and of the instant, [R]."""
+        own = stored_block(
+            rows.user[:, None], rows.knows_user[:, None], np.full((len(rows.user), 1), instant)
+        )
+        request, _ = self._space.of_request(context, own, instant)
+        only: Float32s = request[0]
+        return only
 
     def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
         every = self.contexts.names
@@ -610,14 +673,12 @@ class Recommender:
         )
 
     def _seen(
-        self, context: str, read: Sequence[str], ids: Sequence[str], rows: UserRows
+        self, context: str, read: Sequence[str], places: Int64s, rows: UserRows
     ) -> npt.NDArray[np.bool_]:
         exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
-        seen = np.zeros(len(ids), dtype=np.bool_)
+        seen = np.zeros(len(places), dtype=np.bool_)
         if not exposed and rows.history:
-            recent = self._catalogue.places(rows.history)
-            recent = recent[(recent >= 0) & (recent < len(ids))]
-            seen[recent] = True  # what is recommended stands where it stands in the catalogue
+            seen |= np.isin(places, self._catalogue.places(rows.history))
         for number, name in enumerate(read):
             if not exposed or name == context:
                 engaged = rows.knows_pair[number] & (rows.pairs[number, :, 0] > 0)

@@ -605,7 +605,7 @@ class _Sessions:
         checksum = self._bundle.manifest.files[path].sha256
         session = self._opened.get(checksum) or self._before.get(checksum)
         if session is None:
-            session = _open_session(self._bundle.file(path))
+            session = open_session(self._bundle.file(path))
         self._opened[checksum] = session
         return session
 
@@ -640,7 +640,12 @@ def _active(adapter: Any | None) -> ort.RunOptions:
     return options
 
 
-def _open_session(path: Path) -> Any:
+def open_session(path: Path) -> Any:
+    """The session of a graph, on one thread.
+
+    Raises:
+        IntegrityError: ONNX Runtime cannot load it.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # two are slower than one at 200 candidates
     options.inter_op_num_threads = 1

@@ -35,6 +35,7 @@ from recmeta.serving.probes import write_probes
 from recmeta.stages.learn import feature_space
 from recmeta.stages.night import Night, Progress, catalogue, labelled_tensors
 from recmeta.stages.refitted import read_refitted
+from recmeta.stages.towers import write_towers
 from recmeta.stages.transfer import BANK, EVIDENCE, read_bank, read_evidence
 
 EXPORTED = "exported"
@@ -58,8 +59,11 @@ def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
         making.write()
         verdict = _judge(decided, making.parities, night, parent)
         version = None
+        retrieval: dict[str, Any] = {}
         if verdict.promote:
             manifest = making.manifest()
+            towers, retrieval = write_towers(night, manifest, Path(temporary), progress)
+            manifest = manifest.model_copy(update={"towers": towers})
             write_probes(Path(temporary), manifest)
             version = store.publish(manifest, Path(temporary))
     if version is not None:
@@ -72,6 +76,7 @@ def publish(night: Night, progress: Progress | None) -> dict[str, Any]:
         "parent": night.parent,
         "until": night.until.isoformat(),
         "largest_logit_difference": max(making.parities.values(), default=0.0),
+        "retrieval": retrieval,
         "contexts": {
             name: {
                 "serves": found["serves"],
