@@ -53,6 +53,9 @@ _NOT_LOADED = (
 SMALLEST_BATCH = 2
 """The exporter has no batch of one row (a dimension of one is a constant to it), so one row is doubled."""
 
+NETWORKED = ("shared", "adapter", "blend")
+"""What serves that runs a network of the context's own."""
+
 _NOBODY = 0
 """The context index of a context that a network does not know: the newcomer's."""
 
@@ -96,6 +99,10 @@ class KeptItems:
 class _Asked(Protocol):
     """Who is asked about what."""
 
+    @property
+    def half(self) -> npt.NDArray[np.float32] | None:
+        """What the network made of the items, where that was kept; it then needs no ids of them."""
+
     def ids(self, network: _Network) -> Inputs:
         """Those inputs of a network's graph that are looked up: `OF_ASKERS` [A] and `OF_ROWS` [n]."""
 
@@ -108,6 +115,7 @@ class _ByName:
     items: Sequence[str]
     categories: Sequence[Sequence[str]]
     histories: Sequence[Sequence[str]]
+    half: None = None
 
     def ids(self, network: _Network) -> Inputs:
         return network.askers(self.users, self.histories) | network.items(self.items, self.categories)
@@ -121,12 +129,13 @@ class _ByPlace:
     histories: Sequence[Sequence[str]]
     kept: KeptItems
     places: npt.NDArray[np.int64]
+    half: npt.NDArray[np.float32] | None
 
     def ids(self, network: _Network) -> Inputs:
-        kept = self.kept.codes(network)
-        return network.askers(self.users, self.histories) | {
-            name: codes[self.places] for name, codes in kept.items()
-        }
+        asked = network.askers(self.users, self.histories)
+        if self.half is not None:
+            return asked
+        return asked | {name: codes[self.places] for name, codes in self.kept.codes(network).items()}
 
 
 class Scorer:
@@ -159,7 +168,7 @@ class Scorer:
         width = len(manifest.features.names)
         self._split = Split.of_names(manifest.features.names)
         for name, entry in manifest.contexts.items():
-            if entry.serves in ("shared", "adapter", "blend") and entry.unit is not None:
+            if entry.serves in NETWORKED and entry.unit is not None:
                 self._network(entry.unit, width)
                 if entry.serves != "shared" and len(self._adapters) < min(WARM_ADAPTERS, adapters):
                     self._adapter(name, entry)
@@ -197,15 +206,16 @@ class Scorer:
         Raises:
             NotFoundError, SchemaError: as `logits`.
         """
-        asked = _ByPlace(users, histories, kept, places)
+        asked = _ByPlace(users, histories, kept, places, half)
         for part in (dense.request, dense.pair, *(() if half is not None else (dense.about,))):
             _check_finite(part)
-        return self._logits(context, asked, dense, half=half, adapted=adapted)
+        return self._logits(context, asked, dense, adapted=adapted)
 
     def half_width(self, context: str) -> int:
         """How many numbers `half` is of an item; 0 where no network serves ``context``."""
         entry = self._contexts[context]
-        return 0 if entry.unit is None else self._networks[entry.unit].half_width
+        networked = entry.serves in NETWORKED and entry.unit is not None
+        return self._networks[str(entry.unit)].half_width if networked else 0
 
     def half(
         self,
@@ -302,15 +312,7 @@ class Scorer:
         )
         return asked, self._split.rows(dense, np.arange(n))
 
-    def _logits(
-        self,
-        context: str,
-        asked: _Asked,
-        dense: DenseRows,
-        *,
-        half: npt.NDArray[np.float32] | None = None,
-        adapted: bool = True,
-    ) -> Floats:
+    def _logits(self, context: str, asked: _Asked, dense: DenseRows, *, adapted: bool = True) -> Floats:
         entry = self._contexts.get(context)
         if entry is None:
             raise NotFoundError(f"the bundle serves no context {context!r}")
@@ -323,7 +325,7 @@ class Scorer:
         mixed = np.zeros(len(dense))
         if trees < 1.0 and entry.unit is not None:
             network = self._networks[entry.unit]
-            inputs = asked.ids(network) | network.rows(context, dense, half)
+            inputs = asked.ids(network) | network.rows(context, dense, asked.half)
             raw = network.run(inputs, self._adapter(context, entry) if adapted else None)
             mixed += (1.0 - trees) * entry.calibration["network"].apply(raw)
         if trees > 0.0:
@@ -602,7 +604,13 @@ class _Sessions:
         Raises:
             IntegrityError: ONNX Runtime cannot load it.
         """
-        checksum = self._bundle.manifest.files[path].sha256
+        file = self._bundle.manifest.files.get(path)
+        if file is None:
+            raise IntegrityError(
+                f"bundle {self._bundle.version}: expected {path}, found none; an earlier recmeta exported "
+                "its networks otherwise: run `recmeta nightly`"
+            )
+        checksum = file.sha256
         session = self._opened.get(checksum) or self._before.get(checksum)
         if session is None:
             session = open_session(self._bundle.file(path))

@@ -150,11 +150,13 @@ def _bias_only(parts: dict[int, Part]) -> Callable[[Rows], Floats]:
 
 
 def _incumbent(night: Night) -> tuple[Bundle, Scorer] | None:
-    """The parent with its scorer; None where there is none, or its features are not tonight's."""
+    """The parent with its scorer; None where there is none, or its features or graphs are not tonight's."""
     if night.parent is None:
         return None
     bundle = BundleStore(night.settings.bundles_folder).open(night.parent)
-    if bundle.manifest.features.digest != feature_space(night).digest:
+    manifest = bundle.manifest
+    of_old = not manifest.wanted_files() <= set(manifest.files)  # as an earlier recmeta exported networks
+    if of_old or manifest.features.digest != feature_space(night).digest:
         return None
     return bundle, Scorer(bundle)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,14 @@ def test_a_graph_that_is_no_graph_is_refused_when_it_is_opened(tmp_path: Path) -
     store = BundleStore(tmp_path / "bundles")
     with pytest.raises(IntegrityError, match=r"graph\.onnx"):
         Scorer(store.open(store.publish(manifest(), files)))
+
+
+def test_a_network_of_one_graph_as_an_earlier_version_exported_it_is_refused(tmp_path: Path) -> None:
+    bundle = publish(tmp_path)
+    left = {path: file for path, file in bundle.manifest.files.items() if not path.endswith("items.onnx")}
+    old = replace(bundle, manifest=bundle.manifest.model_copy(update={"files": left}))
+    with pytest.raises(IntegrityError, match=r"items\.onnx, found none; .* run `recmeta nightly`"):
+        Scorer(old)
 
 
 def test_a_vocabulary_of_another_length_is_refused(tmp_path: Path) -> None:
