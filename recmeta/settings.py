@@ -415,7 +415,10 @@ class ServingSettings(_Group):
         default=4096, ge=1, description="some 30 kB each; others are loaded when asked for, in a millisecond"
     )
     item_columns_megabytes: int = Field(
-        default=256, ge=0, description="of items' columns, kept for contexts that are asked for often"
+        default=256,
+        ge=0,
+        description="of items' columns, and as many of what networks make of them, kept for contexts that are "
+        "asked for often",
     )
     keys: bool = Field(
         default=True,
