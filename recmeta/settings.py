@@ -417,8 +417,8 @@ class ServingSettings(_Group):
     item_columns_megabytes: int = Field(
         default=256,
         ge=0,
-        description="of items' columns, and as many of what networks make of them, kept for contexts that are "
-        "asked for often",
+        description="of items' columns, and as many of what networks make of them, kept for contexts that "
+        "are asked for often",
     )
     keys: bool = Field(
         default=True,
