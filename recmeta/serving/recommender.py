@@ -45,8 +45,12 @@ from recmeta.settings import Settings
 
 Int64s = npt.NDArray[np.int64]
 
+ANSWERED_EVERY = timedelta(seconds=10)
+"""Requests of ten seconds are answered as of their end, and share what items are by then: a counter that
+fades by half in a day has lost less than a ten-thousandth."""
+
 SECOND = 1_000_000
-"""Microseconds. Requests of one second are answered as of its end, and share what items are by then."""
+"""Microseconds."""
 
 MOST_CONTEXTS_SEEN = 32
 """With more, an item counts as seen by what the context reads alone."""
@@ -292,7 +296,7 @@ class Recommender:
     ) -> Answer:
         """Rank the given items for a user, the best first; repeated items count once.
 
-        ``now`` is the instant, with a zone, whose knowledge is used (default: the end of this second;
+        ``now`` is the instant, with a zone, whose knowledge is used (default: the end of these ten seconds;
         where the whole log ended long before that, its end). ``reasons``: say of each item why.
 
         Raises:
@@ -464,7 +468,7 @@ class Recommender:
         clock = datetime.now(UTC)
         if clock - self.until > self._settings.serving.alive_within:
             return self.until, True
-        return clock.replace(microsecond=0) + timedelta(seconds=1), False
+        return clock + (ANSWERED_EVERY - (clock - EPOCH) % ANSWERED_EVERY), False
 
     def _ask(
         self,
