@@ -34,6 +34,8 @@ class ItemHalves:
         """Make halves with ``scorer`` of the columns in ``memory``; keep ``most_bytes`` of them."""
         self._scorer, self._kept, self._memory, self._most = scorer, kept, memory, most_bytes
         self._halves: OrderedDict[str, _Halves] = OrderedDict()
+        self._asked: dict[str, int] = {}
+        """For which instant a context was last asked for."""
 
     def take(self, context: str, places: Int64s, instant: int) -> Float32s | None:
         """The halves of some of the kept items at an instant, [n, H]; None where no network serves them.
@@ -46,7 +48,10 @@ class ItemHalves:
         width = self._scorer.half_width(context)
         if not width:
             return None
-        held = self._of(context, width)
+        again = self._asked.get(context) == instant
+        self._asked[context] = instant
+        # Who is asked for once in an instant gains nothing from what is kept, and pushes others out.
+        held = self._of(context, width) if again else None
         if held is None:
             return self._made(context, places, instant)
         changes = self._memory.changes[places]

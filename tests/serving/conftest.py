@@ -22,6 +22,7 @@ from recmeta.bundle.manifest import ContextEntry, Features, Manifest
 from recmeta.bundle.store import BundleStore
 from recmeta.bundle.unit import write_unit
 from recmeta.contexts import Contexts, load_contexts
+from recmeta.events.schema import INTERACTION_SCHEMA
 from recmeta.events.store import event_span, ingest, read_items, scan_events
 from recmeta.features.assembly import FeatureSpace
 from recmeta.features.build import build_features
@@ -163,3 +164,12 @@ def steady(_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
     shutil.copytree(_built, workspace := tmp_path_factory.mktemp("steady") / "workspace")
     with serving(with_keys(load_settings(workspace))) as made:
         yield made
+
+
+def acted(living: Living, user: str, item: str, context: str, at: datetime) -> pl.DataFrame:
+    row = {
+        "event_id": f"live-{user}-{item}", "user_id": user, "item_id": item, "context": context,
+        "event_timestamp": at, "created_timestamp": at, "label": 1, "weight": 1.0,
+        "position": None, "propensity": None,
+    }  # fmt: skip
+    return pl.DataFrame([row], schema=INTERACTION_SCHEMA)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import Living
+from conftest import Living, acted
 
-from recmeta.events.schema import INTERACTION_SCHEMA
 from recmeta.features.feast_store import FeatureStore
 from recmeta.features.met import item_codes
 from recmeta.features.training_rows import feature_space
@@ -25,15 +24,6 @@ from recmeta.settings import load_settings
 @pytest.fixture
 def now(living: Living) -> datetime:
     return living.until + timedelta(hours=1, microseconds=17)
-
-
-def acted(living: Living, user: str, item: str, context: str, at: datetime) -> pl.DataFrame:
-    row = {
-        "event_id": f"live-{user}-{item}", "user_id": user, "item_id": item, "context": context,
-        "event_timestamp": at, "created_timestamp": at, "label": 1, "weight": 1.0,
-        "position": None, "propensity": None,
-    }  # fmt: skip
-    return pl.DataFrame([row], schema=INTERACTION_SCHEMA)
 
 
 def asked(recommender: Recommender, context: str, user: str, items: list[str], now: datetime) -> Any:

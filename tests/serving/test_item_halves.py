@@ -1,0 +1,90 @@
+"""What is kept of items is what would be made of them now, and no more is made than has to be."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Living, acted
+
+from recmeta.serving.item_halves import ItemHalves
+from recmeta.serving.recommender import Recommender
+
+
+@pytest.fixture
+def now(living: Living) -> datetime:
+    return living.until + timedelta(hours=1)
+
+
+@pytest.fixture
+def recommender(living: Living) -> Recommender:
+    return Recommender(living.settings)
+
+
+def microseconds(instant: datetime) -> int:
+    return round(instant.timestamp()) * 1_000_000
+
+
+def made(recommender: Recommender, context: str, places: np.ndarray, instant: int) -> np.ndarray:
+    about = recommender._items.made(context, places, instant)
+    return recommender._scorer.half(context, recommender._kept, places, about)
+
+
+@pytest.mark.parametrize("context", ["reading", "feed"])
+def test_halves_are_those_of_the_items_columns_however_often_they_are_asked_for(
+    recommender: Recommender, now: datetime, context: str
+) -> None:
+    instant = microseconds(now)
+    for places in (np.arange(20), np.arange(20), np.arange(5, 40), np.array([3, 1]), np.arange(20)):
+        found = recommender._halves.take(context, places, instant)
+        np.testing.assert_allclose(found, made(recommender, context, places, instant), rtol=1e-5, atol=1e-6)
+
+
+def test_where_no_network_serves_there_are_none(recommender: Recommender, now: datetime) -> None:
+    assert recommender._halves.take("commenting", np.arange(3), microseconds(now)) is None
+
+
+def test_only_what_changed_is_made_again(
+    recommender: Recommender, living: Living, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    half = recommender._scorer.half
+
+    def counting(context: str, kept: Any, places: np.ndarray, about: np.ndarray) -> np.ndarray:
+        counted.append(len(places))
+        return half(context, kept, places, about)
+
+    monkeypatch.setattr(recommender._scorer, "half", counting)
+    places, instant = np.arange(20), microseconds(now)
+    for _ in range(3):
+        before = recommender._halves.take("feed", places, instant)
+    assert counted == [20, 20], "asked for once, a context keeps nothing"
+    touched = recommender._catalogue.ids[2]
+    recommender.record(acted(living, "stranger", touched, "feed", now - timedelta(minutes=5)))
+    after = recommender._halves.take("feed", places, instant)
+    assert counted == [20, 20, 1]
+    assert np.flatnonzero((after != before).any(axis=1)).tolist() == [2]
+    recommender._items.load(recommender._reader)
+    recommender._halves.take("feed", places, instant)
+    assert counted == [20, 20, 1, 20], "all was read again"
+    later = microseconds(now + timedelta(seconds=10))
+    for _ in range(3):
+        recommender._halves.take("feed", places, later)
+    assert counted[4:] == [20, 20]
+
+
+def test_more_contexts_than_there_is_room_for_make_room_for_each_other(
+    recommender: Recommender, now: datetime
+) -> None:
+    room = len(recommender._items.changes) * (4 * recommender._scorer.half_width("feed") + 16)
+    for most, kept in ((0, 0), (room, 1), (2 * room, 2)):
+        halves = ItemHalves(recommender._scorer, recommender._kept, recommender._items, most)
+        places, instant = np.arange(20), microseconds(now)
+        for _ in range(3):
+            for context in ("feed", "reading"):
+                found = halves.take(context, places, instant)
+                wanted = made(recommender, context, places, instant)
+                np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        assert len(halves._halves) == kept
