@@ -48,6 +48,17 @@ class Site:
     first_shares: Path
     """A file of a new surface's first interactions."""
     address: str
+    pid: int
+    """Of the server."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The server sees nothing of what happens in this block before its end."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     @property
     def champion(self) -> str:
@@ -124,7 +135,7 @@ def served(
     ]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        yield Site(settings, first_shares, _address(process)), process
+        yield Site(settings, first_shares, _address(process), process.pid), process
     finally:
         process.send_signal(signal.SIGINT)
         try:

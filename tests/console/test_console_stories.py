@@ -41,11 +41,12 @@ def test_each_surface_has_a_row_with_what_serves_and_the_bundle_has_its_age(visi
 
 def test_a_damaged_new_bundle_is_told_loudly_on_every_tab(visit: Visitor, tmp_path: Path) -> None:
     settings, before = visit.site.settings, visit.site.champion
-    version = publish_another(settings, tmp_path / "another", seed=7)
-    damaged = settings.bundles_folder / version / "transfer.json"
-    content = damaged.read_bytes()
-    try:
+    with visit.site.paused():  # else it may open the bundle while it is whole
+        version = publish_another(settings, tmp_path / "another", seed=7)
+        damaged = settings.bundles_folder / version / "transfer.json"
+        content = damaged.read_bytes()
         damaged.write_bytes(b"{}")
+    try:
         page = visit.open("try")
         page.wait_for_selector("#state.degraded, #state.bad")
         assert "transfer.json" in page.inner_text("#state")
