@@ -6,6 +6,7 @@ the opening, so that no request waits for it. This module must never know a requ
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -93,6 +94,9 @@ class Champion:
             since = time.monotonic() - self._items_read
             if self._recommender is not None and since >= self._settings.serving.items_seconds:
                 self._recommender.refresh()
+                # Closed connections are cycles, 130 kB each time, and rounds of the collector are rare in a
+                # server (`create_app`): it grew by as much. A round takes a millisecond.
+                gc.collect()
                 self._items_read = time.monotonic()
 
     def look(self) -> None:

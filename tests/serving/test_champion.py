@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,35 @@ def test_answers_while_champions_change_are_each_of_one_bundle(living: Living, t
         seen.add(answer.bundle)
     champion.stop()
     assert seen == {other, living.version}
+
+
+def test_what_reading_the_items_again_leaves_behind_is_collected(living: Living) -> None:
+    champion = Champion(
+        load_settings(living.settings.workspace, serving={"refresh_seconds": 0.02, "items_seconds": 0.02})
+    )
+
+    class Cycle:
+        """Refers to itself, as a closed connection does."""
+
+        def __init__(self) -> None:
+            self.own = self
+
+    left, read = [], champion.get().refresh
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)  # no round comes by itself
+
+    def reading() -> None:
+        read()
+        left.append(weakref.ref(Cycle()))
+
+    champion.get().refresh = reading  # type: ignore[method-assign]
+    try:
+        champion.start()
+        deadline = time.monotonic() + 20
+        while len(left) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        champion.stop()
+        gc.set_threshold(*thresholds)
+    assert len(left) >= 3
+    assert [one() for one in left[:-1]] == [None] * (len(left) - 1)
