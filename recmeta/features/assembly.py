@@ -68,13 +68,15 @@ class Block:
         return Block(self.values[views], self.hours[views])
 
 
-def stored_block(values: Float32s, there: npt.NDArray[np.bool_], instants: npt.NDArray[np.int64]) -> Block:
+def stored_block(
+    values: Float32s, there: npt.NDArray[np.bool_], instants: npt.NDArray[np.int64] | int
+) -> Block:
     """Make a block of stored values, with their own instants (`ROW_TIME`), as they stand at ``instants``.
 
     Args:
         values: [..., W + 3]; ignored where ``there`` is False.
         there: whether there is a row, [...].
-        instants: microseconds since 1970, UTC, [...], each not before its row's.
+        instants: microseconds since 1970, UTC, [...] or one for all, each not before its row's.
     """
     counters, stamps = split_row_time(values)
     hours = (instants - stamps) / MICROSECONDS_PER_HOUR

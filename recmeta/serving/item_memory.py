@@ -51,7 +51,7 @@ def _stored(
             at = np.minimum(np.searchsorted(held.places, places), len(held.places) - 1)
             there[number] = held.places[at] == places
             values[number, there[number]] = held.values[at[there[number]]]
-    return stored_block(values, there, np.full(there.shape, instant))
+    return stored_block(values, there, instant)
 
 
 @dataclass

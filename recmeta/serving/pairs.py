@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recmeta.errors import RecmetaError
-from recmeta.features.assembly import Block, FeatureSpace, Float32s, stored_block
+from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import ManyRows, Reader
 from recmeta.features.schema import USER_ITEM
@@ -111,12 +111,12 @@ class Pairs:
 
     def _users(self, context: str, found: ManyRows) -> Float32s:
         """The columns at ``space.split.request`` of each user."""
-        stored = self._stored(found.users, found.knows_user)
+        stored = stored_block(found.users, found.knows_user, self.instant)
         return self.space.request_rows(context, stored, np.full(found.users.shape[1], self.instant))
 
     def _met(self, context: str, found: ManyRows) -> Float32s:
         """The columns at ``space.places[USER_ITEM]`` of each pair in ``found.met``."""
-        return self.space.part(USER_ITEM, context, self._stored(found.pairs, found.knows_pair))
+        return self.space.part(USER_ITEM, context, stored_block(found.pairs, found.knows_pair, self.instant))
 
     def _items(self, context: str, items: Sequence[str], places: Int64s) -> Float32s:
         """The columns at ``space.split.about`` of each item."""
@@ -134,9 +134,6 @@ class Pairs:
             self.space, context, rows, np.arange(len(names)), self.instant, self.memory.width
         )
         return columns
-
-    def _stored(self, values: Float32s, there: Bools) -> Block:
-        return stored_block(values, there, np.full(there.shape, self.instant))
 
 
 def _answered(ask: Callable[[], T]) -> T:

@@ -178,9 +178,7 @@ class Recommender:
 
     def _item_instant(self) -> int:
         """The instant for which what items are is computed beforehand."""
-        as_of, ended = self._instant(None)
-        instant = _since_epoch(as_of)
-        return self._after_end(instant, _nobody(1, self._width)) if ended else instant
+        return self._answered_at(None, _nobody(1, self._width))[0]
 
     def _own_catalogue(self, bundle: Bundle, like: Recommender | None) -> None:
         checksum = bundle.manifest.files[CATALOGUE].sha256
@@ -489,10 +487,8 @@ class Recommender:
         degraded = found is None
         rows = found or _nobody(len(read), self._width)
         told = [*notes, *([STORE_SILENT] if degraded else [])]
-        as_of, ended = self._instant(now)
-        instant = _since_epoch(as_of)
+        instant, ended = self._answered_at(now, rows)
         if ended:
-            instant = self._after_end(instant, rows)
             as_of = EPOCH + timedelta(microseconds=instant)
             told.append(f"the log ended long ago; answered as of {as_of:%Y-%m-%d %H:%M} UTC")
         if self.serves[context] == "nothing":
@@ -532,10 +528,7 @@ class Recommender:
         rows = self._guarded.request(user_id, sources, (), item_codes(())) or _nobody(
             len(sources), self._width
         )
-        as_of, ended = self._instant(now)
-        instant = _since_epoch(as_of)
-        if ended:
-            instant = self._after_end(instant, rows)
+        instant, _ = self._answered_at(now, rows)
         exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
         return self._retrieval.choose(
             context,
@@ -549,16 +542,21 @@ class Recommender:
 
     def _request(self, context: str, rows: UserRows, instant: int) -> Float32s:
         """What dense rows say of a user, read in the context's sources, and of the instant, [R]."""
-        own = stored_block(
-            rows.user[:, None], rows.knows_user[:, None], np.full((len(rows.user), 1), instant)
-        )
-        request, _ = self._space.of_request(context, own, instant)
-        only: Float32s = request[0]
+        own = stored_block(rows.user[:, None], rows.knows_user[:, None], instant)
+        only: Float32s = self._space.request_rows(context, own, np.array([instant]))[0]
         return only
 
     def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
         every = self.contexts.names
         return every if len(every) <= MOST_CONTEXTS_SEEN else sources
+
+    def _answered_at(self, now: datetime | None, rows: UserRows) -> tuple[int, bool]:
+        """The instant of an answer for whom ``rows`` tell of, in microseconds, and as `_instant` whether the
+        log ended long ago.
+        """
+        as_of, ended = self._instant(now)
+        instant = _since_epoch(as_of)
+        return (self._after_end(instant, rows) if ended else instant), ended
 
     def _after_end(self, instant: int, rows: UserRows) -> int:
         """Just after the latest action that is visible here, where somebody acted after the log's end."""
@@ -582,7 +580,7 @@ class Recommender:
         """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
         values = np.concatenate([rows.user[:, None], rows.pairs], axis=1)
         there = np.concatenate([rows.knows_user[:, None], rows.knows_pair], axis=1)
-        stored = stored_block(values, there, np.full(there.shape, instant))
+        stored = stored_block(values, there, instant)
         if tuple(read) != tuple(sources):
             stored = stored.take([read.index(name) for name in sources])
         request, met = self._space.of_request(context, stored, instant)

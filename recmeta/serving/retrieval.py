@@ -22,7 +22,7 @@ from recmeta.errors import InputError, IntegrityError
 from recmeta.features.assembly import FeatureSpace, Float32s
 from recmeta.serving.catalogue import Catalogue
 from recmeta.serving.item_memory import ItemMemory
-from recmeta.serving.scorer import SMALLEST_BATCH, open_session
+from recmeta.serving.scorer import SMALLEST_BATCH, doubled, open_session
 
 Int64s = npt.NDArray[np.int64]
 
@@ -212,7 +212,7 @@ class _Tower:
         """Vectors [n, size] of n rows."""
         count = len(rows["dense"])
         if count < SMALLEST_BATCH:
-            rows = {name: np.repeat(values, SMALLEST_BATCH, axis=0) for name, values in rows.items()}
+            rows = doubled(rows, rows)
         (vectors,) = self._session.run(None, rows)
         if vectors.shape[1] != size:
             raise IntegrityError(f"{self._path}: expected vectors of {size}, found {vectors.shape[1]}")

@@ -7,7 +7,7 @@ read a feature store or decide which items to score.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -486,7 +486,7 @@ class _Network:
             part = {name: items[name][start : start + LARGEST_BATCH] for name in OF_ITEMS}
             rows = len(part["item"])
             if rows < SMALLEST_BATCH:
-                part = _doubled(part, OF_ITEMS)
+                part = doubled(part, OF_ITEMS)
             (half,) = self._items_session.run([HALF], part, options)
             found[start : start + rows] = half[:rows]
         return found
@@ -501,7 +501,7 @@ class _Network:
             half = part[HALF] if HALF in part else self.half(part, options)
             given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER)} | {HALF: half}
             if rows < SMALLEST_BATCH:
-                given = _doubled(given, (PAIR, ASKER, HALF))
+                given = doubled(given, (PAIR, ASKER, HALF))
             (logits,) = self._session.run([OUTPUT], given, options)
             found[start : start + rows] = logits[:rows]
         return found
@@ -632,7 +632,8 @@ def _part(inputs: Inputs, start: int, end: int) -> Inputs:
     return part
 
 
-def _doubled(inputs: Inputs, names: Sequence[str]) -> Inputs:
+def doubled(inputs: Inputs, names: Iterable[str]) -> Inputs:
+    """The same inputs of a graph, the single rows of ``names`` doubled; see `SMALLEST_BATCH`."""
     return inputs | {name: np.repeat(inputs[name], SMALLEST_BATCH, axis=0) for name in names}
 
 

@@ -71,7 +71,7 @@ def _block(stored: Mapping[str, _Stored], sources: Sequence[str], chosen: Int64s
     """The views of some entities in some contexts as of an instant, [S, n]."""
     values = np.stack([stored[name].values[chosen] for name in sources])
     there = np.stack([stored[name].there[chosen] for name in sources])
-    return stored_block(values, there, np.full(there.shape, instant))
+    return stored_block(values, there, instant)
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,7 @@ class _Asked:
         self, towers: TwoTowers, asked: dict[str, torch.Tensor], context: str, vectors: torch.Tensor
     ) -> Int64s:
         """Items that the towers think best for some of the users: more of them the higher they stand."""
-        index = torch.full((len(asked["user"]),), self._names.index(context) + 1)
-        scores = towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
+        scores = self._scores(towers, asked, context, vectors)
         settings = self.night.settings.retrieval
         most = min(scores.shape[1], settings.proposed)
         order = scores.topk(most, dim=1).indices.numpy()
@@ -289,15 +288,15 @@ class _Asked:
         instant: int,
         asked: dict[str, torch.Tensor],
     ) -> Lists:
-        places = snapshot.alive[about]
+        items = self._about(snapshot, about, instant)
         return Lists(
             user_dense=asked["dense"],
             user=asked["user"],
             history=asked["history"],
             context=self._names.index(context) + 1,
-            item_dense=torch.from_numpy(self._item_dense(snapshot, about, instant)),
-            item=torch.from_numpy(self._items[places]),
-            categories=torch.from_numpy(self._categories[places]),
+            item_dense=items["dense"],
+            item=items["item"],
+            categories=items["categories"],
             teacher=torch.from_numpy(self.teacher(snapshot, context, who, about, instant)),
         )
 
@@ -321,8 +320,15 @@ class _Asked:
         users = _block(snapshot.people, sources, who, instant)
         return self.space.request_rows(context, users, np.full(len(who), instant))
 
-    def _item_dense(self, snapshot: _Snapshot, about: Int64s, instant: int) -> Float32s:
-        return self.space.item_columns(_block(snapshot.items, self.sources, about, instant))
+    def _about(self, snapshot: _Snapshot, about: Int64s, instant: int) -> dict[str, torch.Tensor]:
+        """Items as the item tower takes them."""
+        places = snapshot.alive[about]
+        dense = self.space.item_columns(_block(snapshot.items, self.sources, about, instant))
+        return {
+            "dense": torch.from_numpy(dense),
+            "item": torch.from_numpy(self._items[places]),
+            "categories": torch.from_numpy(self._categories[places]),
+        }
 
     def teacher(
         self, snapshot: _Snapshot, context: str, who: Int64s, about: Int64s, instant: int
@@ -359,14 +365,7 @@ class _Asked:
         parts = []
         for start in range(0, len(snapshot.alive), AT_ONCE):
             about = np.arange(start, min(start + AT_ONCE, len(snapshot.alive)))
-            places = snapshot.alive[about]
-            parts.append(
-                towers.item_vectors(
-                    torch.from_numpy(self._item_dense(snapshot, about, instant)),
-                    torch.from_numpy(self._items[places]),
-                    torch.from_numpy(self._categories[places]),
-                )
-            )
+            parts.append(towers.item_vectors(**self._about(snapshot, about, instant)))
         return torch.cat(parts)
 
     # Judging --------------------------------------------------------------------------------------
@@ -376,12 +375,7 @@ class _Asked:
         snapshot, context = self.snapshots[0], self._names[0]
         about = np.arange(min(len(snapshot.alive), AT_ONCE))
         who = np.arange(len(snapshot.users))
-        places = snapshot.alive[about]
-        items = {
-            "dense": torch.from_numpy(self._item_dense(snapshot, about, snapshot.instant)),
-            "item": torch.from_numpy(self._items[places]),
-            "categories": torch.from_numpy(self._categories[places]),
-        }
+        items = self._about(snapshot, about, snapshot.instant)
         people = self._people(snapshot, context, who, snapshot.instant)
         return items, {**people, "context": torch.ones(len(who), dtype=torch.int64)}
 
@@ -425,9 +419,13 @@ class _Asked:
         vectors: torch.Tensor,
     ) -> torch.Tensor:
         """What the towers make of users and all items that are alive, [B, n]."""
-        asked = self._people(snapshot, context, who, snapshot.instant)
-        index = torch.full((len(who),), self._names.index(context) + 1)
-        return towers.queries(asked["dense"], asked["user"], asked["history"], index) @ vectors.T
+        return self._scores(towers, self._people(snapshot, context, who, snapshot.instant), context, vectors)
+
+    def _scores(
+        self, towers: TwoTowers, asked: dict[str, torch.Tensor], context: str, vectors: torch.Tensor
+    ) -> torch.Tensor:
+        index = torch.full((len(asked["user"]),), self._names.index(context) + 1)
+        return towers.queries(**asked, context=index) @ vectors.T
 
     @torch.no_grad()
     def judge(self, towers: TwoTowers) -> dict[str, dict[str, Any]]:
