@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import GraphProto, ModelProto, numpy_helper
+from torch import Tensor, nn
 
 from recmeta.artifacts import replacing
 from recmeta.bundle.cut import cut
@@ -81,9 +82,7 @@ def export_network(model: SharedModel, folder: Path, split: Split | None = None)
         for tensor, values in adapter.items():
             part.graph.initializer.append(numpy_helper.from_array(values.numpy(), tensor))
         onnx.helper.set_model_props(part, {SPLIT: told})
-        onnx.checker.check_model(part)
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(part.SerializeToString(deterministic=True))
+        write_graph(part, folder / name)
     return folder / GRAPH
 
 
@@ -99,31 +98,54 @@ def _traced(model: ServedModel, adapter: dict[str, torch.Tensor]) -> ModelProto:
         "categories": torch.zeros(3, shape.categories_per_item, dtype=torch.int64),
         "pair": torch.zeros(3, len(model.pair)),
     }
+    return trace(model, rows, OUTPUT, adapter=adapter)
+
+
+def trace(
+    module: nn.Module, rows: Mapping[str, Tensor], output: str, **fixed: Mapping[str, Tensor]
+) -> ModelProto:
+    """Return a module's graph as the exporter makes it, in evaluation mode.
+
+    Args:
+        module: takes ``rows`` and ``fixed`` by name.
+        rows: samples of three rows, a tensor for each input: one that stands for two is one input to the
+            exporter.
+        output: name of what it returns.
+        fixed: dictionaries of tensors that have no rows.
+    """
     axis = torch.export.Dim(ROWS_AXIS, min=LEAST_ROWS)
     dynamic: dict[str, object] = {name: {0: axis} for name in rows}
-    dynamic["adapter"] = dict.fromkeys(adapter)
-    training = model.training
-    model.eval()
+    dynamic |= {name: dict.fromkeys(tensors) for name, tensors in fixed.items()}
+    modes = [(part, part.training) for part in module.modules()]  # a wrapper's is not that of what it wraps
+    module.eval()
     try:
-        with quiet_exporter():
+        with _quiet_exporter():
             program = torch.onnx.export(
-                model,
-                kwargs={**rows, "adapter": adapter},
-                input_names=[*rows, *adapter],
-                output_names=[OUTPUT],
+                module,
+                kwargs={**rows, **fixed},
+                input_names=[*rows, *(name for tensors in fixed.values() for name in tensors)],
+                output_names=[output],
                 dynamic_shapes=dynamic,
                 dynamo=True,
                 verbose=False,
             )
     finally:
-        model.train(training)
+        for part, mode in modes:
+            part.training = mode
     assert program is not None  # noqa: S101  (without a file name a program is returned)
     proto: ModelProto = program.model_proto
     return proto
 
 
+def write_graph(graph: ModelProto, path: Path) -> None:
+    """Check a graph and write it, its bytes decided by what it is."""
+    onnx.checker.check_model(graph)
+    with replacing(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString(deterministic=True))
+
+
 @contextmanager
-def quiet_exporter() -> Iterator[None]:
+def _quiet_exporter() -> Iterator[None]:
     """Hide what torch 2.13 says of itself: a missing torchvision, its own deprecations, shared axis names."""
     log = logging.getLogger(_EXPORTER_LOG)
     level = log.level

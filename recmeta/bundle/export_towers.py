@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import torch
 from torch import Tensor, nn
 
-from recmeta.artifacts import replacing
-from recmeta.bundle.export import LEAST_ROWS, ROWS_AXIS, normalised, quiet_exporter
+from recmeta.bundle.export import normalised, trace, write_graph
 from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER
 from recmeta.errors import InputError
 from recmeta.models.two_towers import TwoTowers
@@ -52,7 +50,6 @@ def export_towers(towers: TwoTowers, folder: Path, *, history_length: int) -> No
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"cannot export towers whose {name} holds NaN or infinity")
     shape = towers.shape
-    # A tensor for each input: one that stands for two is one input to the exporter.
     items = {
         "dense": torch.zeros(3, shape.item_features),
         "item": torch.zeros(3, dtype=torch.int64),
@@ -64,29 +61,5 @@ def export_towers(towers: TwoTowers, folder: Path, *, history_length: int) -> No
         "history": torch.zeros(3, history_length, dtype=torch.int64),
         "context": torch.zeros(3, dtype=torch.int64),
     }
-    was_training = towers.training
-    towers.eval()
-    try:
-        _write(_Items(towers), items, folder / ITEM_TOWER)
-        _write(_Users(towers), users, folder / USER_TOWER)
-    finally:
-        towers.train(was_training)
-
-
-def _write(tower: nn.Module, rows: dict[str, Tensor], path: Path) -> None:
-    axis = torch.export.Dim(ROWS_AXIS, min=LEAST_ROWS)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            tower.eval(),
-            kwargs=rows,
-            input_names=list(rows),
-            output_names=[VECTOR],
-            dynamic_shapes={name: {0: axis} for name in rows},
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # noqa: S101  (without a file name a program is returned)
-    graph = normalised(program.model_proto, set(rows))
-    onnx.checker.check_model(graph)
-    with replacing(path) as temporary:
-        temporary.write_bytes(graph.SerializeToString(deterministic=True))
+    for tower, rows, path in ((_Items(towers), items, ITEM_TOWER), (_Users(towers), users, USER_TOWER)):
+        write_graph(normalised(trace(tower, rows, VECTOR), set(rows)), folder / path)

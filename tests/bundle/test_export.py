@@ -94,6 +94,13 @@ def test_exporting_again_after_another_model_gives_the_same_bytes_and_other_weig
     assert (tmp_path / "other" / "graph.onnx").read_bytes() != (folder / "graph.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_left_in_the_mode_in_which_it_came(tmp_path: Path, training: bool) -> None:
+    model = sample_model().train(training)
+    export_network(model, tmp_path, SPLIT)
+    assert {part.training for part in model.modules()} == {training}
+
+
 def test_nothing_of_this_machine_or_run_is_in_the_graph(folder: Path) -> None:
     content = (folder / "graph.onnx").read_bytes()
     for trace in (b"recmeta.models", b"File ", b"stack_trace", b"pytorch", b"aten", b".py"):
