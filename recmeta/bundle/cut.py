@@ -1,8 +1,8 @@
 """A network's graph is cut in two: what is of an item whoever asks, and the rest.
 
-A traced graph has one axis, and repeats for every row what is of a user alone or of an item alone. Here the
-inputs that are of who asks have an axis of their own: what is made of them is made once, however many items
-they are asked about, and one Gather stands between that and the rows. What is made of items alone is a graph
+A traced graph has one axis, and repeats for every row what is of a user alone or of an item alone. Here
+inputs that are the same in many rows have an axis of their own: what is made of them is made once, however
+many rows it stands in, and one Gather lies between that and the rows. What is made of items alone is a graph
 by itself, so that a server can keep it for as long as an item stays what it is. This module knows a graph's
 nodes; it must never know a model or a weight.
 """
@@ -14,22 +14,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-ASKERS_AXIS = "askers"
-"""Name of the first axis of an input that has a row for each who asks."""
-
 _COUNTING = {"Shape", "Size"}
 """Nodes that tell how many rows there are: what they count has to be of rows."""
 
-_ASKER, _ITEM, _ROW = "asker", "item", "row"
+_ITEM, _ROW = "item", "row"
 
 
 def cut(
     model: ModelProto,
     *,
-    askers: Collection[str],
+    shared: Mapping[str, Collection[str]],
     items: Collection[str],
-    rows: Collection[str],
-    asker: str,
     half: str,
     overridable: Collection[str] = (),
 ) -> tuple[ModelProto, ModelProto]:
@@ -37,10 +32,10 @@ def cut(
 
     Args:
         model: one graph, nodes in the order in which they run; it is not changed.
-        askers: names of inputs that have a row for each who asks from now on.
+        shared: names of inputs that have an axis of their own from now on, all of one axis under the name of
+            a new input of the rest, int64 [rows]: which place on that axis each row takes. Neither name is
+            'item' or 'row'.
         items: names of inputs that the graph of items takes, and the rest does not.
-        rows: names of the other inputs that have rows.
-        asker: name of a new input of the rest, int64 [rows]: who asks, as a place among the askers.
         half: name of the output of the graph of items, float32 [rows, H], which is an input of the rest.
         overridable: names of inputs of both graphs, of no rows.
 
@@ -48,7 +43,9 @@ def cut(
         ValueError: what is of items alone cannot be one matrix.
     """
     graph = model.graph
-    kinds = {**dict.fromkeys(askers, _ASKER), **dict.fromkeys(items, _ITEM), **dict.fromkeys(rows, _ROW)}
+    kinds = dict.fromkeys(items, _ITEM)
+    for place, names in shared.items():
+        kinds |= dict.fromkeys(names, place)
     of_items: list[NodeProto] = []
     others: list[NodeProto] = []
     handed: list[str] = []
@@ -65,34 +62,38 @@ def cut(
             continue
         copied = NodeProto()
         copied.CopyFrom(node)
-        for place, name in enumerate(node.input):
-            if kind == _ROW and kinds.get(name) == _ITEM and name not in handed:
-                handed.append(name)
-            if kind == _ROW and kinds.get(name) == _ASKER:
-                if name not in repeated:
-                    repeated[name] = f"{name}_of_rows"
-                    others.append(
-                        helper.make_node("Gather", [name, asker], [repeated[name]], f"repeat_{name}")
-                    )
-                copied.input[place] = repeated[name]
+        for number, name in enumerate(node.input):
+            of = kinds.get(name, _ROW)
+            if kind != _ROW or of == _ROW:
+                continue
+            if of == _ITEM:
+                handed += [name] if name not in handed else []
+                continue
+            if name not in repeated:
+                repeated[name] = f"{name}_of_rows"
+                others.append(helper.make_node("Gather", [name, of], [repeated[name]], f"repeat_{name}"))
+            copied.input[number] = repeated[name]
         others.append(copied)
     widths = _widths(model, handed)
     values = {value.name: value for value in graph.input}
-    axis = values[next(iter(rows))].type.tensor_type.shape.dim[0].dim_param
+    axis = values[next(iter(items))].type.tensor_type.shape.dim[0].dim_param
     of_items.append(helper.make_node("Concat", handed, [half], "half", axis=1))
     sizes = helper.make_tensor(f"{half}_sizes", TensorProto.INT64, [len(handed)], widths)
     others.insert(0, helper.make_node("Split", [half, sizes.name], handed, "halves", axis=1))
     given = helper.make_tensor_value_info(half, TensorProto.FLOAT, [axis, sum(widths)])
-    who = helper.make_tensor_value_info(asker, TensorProto.INT64, [axis])
-    for name in askers:
-        values[name].type.tensor_type.shape.dim[0].dim_param = ASKERS_AXIS
+    own = []
+    for place, names in shared.items():
+        for name in names:
+            values[name].type.tensor_type.shape.dim[0].dim_param = f"{place}_axis"
+        own += [values[name] for name in names]
+        own.append(helper.make_tensor_value_info(place, TensorProto.INT64, [axis]))
     always = [values[name] for name in overridable]
     return (
         _part(model, of_items, [*(values[name] for name in items), *always], [given], ()),
         _part(
             model,
             others,
-            [*(values[name] for name in (*askers, *rows)), who, given, *always],
+            [*own, given, *always],
             graph.output,
             [sizes],
         ),

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from recmeta.artifacts import replacing
 from recmeta.bundle.cut import cut
 from recmeta.bundle.graph import (
-    ASKER,
     GRAPH,
     HALF,
     ITEMS_GRAPH,
@@ -34,6 +33,7 @@ from recmeta.bundle.graph import (
     OF_ITEMS,
     OUTPUT,
     PAIR,
+    SHARED,
     SPLIT,
 )
 from recmeta.errors import InputError, IntegrityError
@@ -74,9 +74,7 @@ def export_network(model: SharedModel, folder: Path, split: Split | None = None)
         _traced(ServedModel(model, split.request.tolist(), split.about.tolist()), adapter),
         {*OF_ASKERS, *OF_ITEMS, PAIR, *adapter},
     )
-    parts = cut(
-        whole, askers=OF_ASKERS, items=OF_ITEMS, rows=(PAIR,), asker=ASKER, half=HALF, overridable=[*adapter]
-    )
+    parts = cut(whole, shared=SHARED, items=OF_ITEMS, half=HALF, overridable=[*adapter])
     told = json.dumps({"request": split.request.tolist(), "about": split.about.tolist()})
     for name, part in zip((ITEMS_GRAPH, GRAPH), parts, strict=True):
         for tensor, values in adapter.items():

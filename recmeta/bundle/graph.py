@@ -18,9 +18,12 @@ OF_ASKERS = ("request", "user", "history", "context")
 OF_ITEMS = ("about", "item", "categories")
 """Inputs with a row for each item, whoever asks: its dense features, and ids as in ``Rows``."""
 PAIR = "pair"
-"""The input with the dense features of an asker and an item together, [rows, P]."""
-ASKER = "asker"
-"""The input that tells the asker of each row by their place, int64 [rows]."""
+"""The input with the dense features of an asker and an item together, [pairs, P]: those who never met share
+one."""
+ASKER, MET = "asker", "met"
+"""The inputs that tell of each row its asker and its place in `PAIR`, int64 [rows]."""
+SHARED = {ASKER: OF_ASKERS, MET: (PAIR,)}
+"""Inputs that have an axis of their own, by the input that tells the place of each row on it."""
 HALF = "half"
 """What a network makes of an item, float32 [rows, H]: output of the one graph, input of the other."""
 OUTPUT = "logit"

@@ -18,7 +18,7 @@ import torch
 from recmeta.bundle.export import LEAST_ROWS
 from recmeta.bundle.export_towers import VECTOR
 from recmeta.bundle.export_trees import TREES_INPUT, TREES_OUTPUT
-from recmeta.bundle.graph import ASKER, HALF, ITEMS_GRAPH, OF_ASKERS, OF_ITEMS, OUTPUT, PAIR, split_of
+from recmeta.bundle.graph import ASKER, HALF, ITEMS_GRAPH, MET, OF_ASKERS, OF_ITEMS, OUTPUT, PAIR, split_of
 from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees
@@ -63,10 +63,11 @@ def network_difference(
     session, asker = _session(graph), np.arange(len(columns["dense"]))
     dense = split_of(session, columns["dense"].shape[1]).rows(columns["dense"].numpy(), asker)
     given = {name: column.numpy() for name, column in columns.items()}
-    given |= {"request": dense.request, "about": dense.about, PAIR: dense.pair, ASKER: asker}
+    given |= {"request": dense.request, "about": dense.about, PAIR: dense.pair, ASKER: asker, MET: dense.met}
     items = _session(graph.with_name(ITEMS_GRAPH))
     (given[HALF],) = items.run([HALF], {name: given[name] for name in OF_ITEMS}, options)
-    found = session.run([OUTPUT], {name: given[name] for name in (*OF_ASKERS, PAIR, ASKER, HALF)}, options)[0]
+    rest = (*OF_ASKERS, PAIR, ASKER, MET, HALF)
+    found = session.run([OUTPUT], {name: given[name] for name in rest}, options)[0]
     training = model.training
     model.eval()
     try:

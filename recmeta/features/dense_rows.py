@@ -53,7 +53,7 @@ class Split:
         """Split whole rows [n, width], each of the asker whose place stands in ``asker``, ascending, [n]."""
         first = np.flatnonzero(np.diff(asker, prepend=-1))
         request = whole[np.ix_(first, self.request)]
-        return DenseRows(request, whole[:, self.about], whole[:, self.pair], asker, self)
+        return DenseRows(request, whole[:, self.about], whole[:, self.pair], np.arange(len(whole)), asker, self)
 
 
 class DenseRows:
@@ -64,6 +64,7 @@ class DenseRows:
         request: Float32s,
         about: Float32s | Callable[[Int64s], Float32s],
         pair: Float32s,
+        met: Int64s,
         asker: Int64s,
         split: Split,
     ) -> None:
@@ -72,12 +73,13 @@ class DenseRows:
         Args:
             request: [A, R].
             about: [n, I]; or what makes it of some rows, by their numbers, when it is first asked for.
-            pair: [n, P].
+            pair: [p, P]; those who never met share one row.
+            met: which row of ``pair`` is of each item, [n].
             asker: who asks about each item: a place among the askers, ascending, [n].
             split: which columns these are.
         """
         self.request, self._about, self.pair = request, about, pair
-        self.asker, self.split = asker, split
+        self.met, self.asker, self.split = met, asker, split
 
     def __len__(self) -> int:
         """Number of items."""
@@ -94,7 +96,7 @@ class DenseRows:
         whole = np.empty((len(self), self.split.width), dtype=np.float32)
         whole[:, self.split.request] = self.request[self.asker]
         whole[:, self.split.about] = self.about
-        whole[:, self.split.pair] = self.pair
+        whole[:, self.split.pair] = self.pair[self.met]
         return whole
 
     def take(self, chosen: Int64s) -> DenseRows:
@@ -104,4 +106,5 @@ class DenseRows:
         def about(rows: Int64s) -> Float32s:
             return made(chosen[rows]) if callable(made) else made[chosen[rows]]
 
-        return DenseRows(self.request, about, self.pair[chosen], self.asker[chosen], self.split)
+        met, asker = self.met[chosen], self.asker[chosen]
+        return DenseRows(self.request, about, self.pair, met, asker, self.split)

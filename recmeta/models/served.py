@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from recmeta.models.shared import CLIP, VECTORS, SharedModel
 
-PARTS = {
+PARTS: dict[str, tuple[str, ...]] = {
     "of_asker": ("user", "history", "length", "context"),
     "of_item": ("item",),
+    "of_pair": (),
     "of_both": ("user_item", "history_item", "likeness"),
 }
-"""Which of `VECTORS` are of what."""
+"""Which of `VECTORS` are of what. The dense features of both are apart from their vectors, as those who never
+met share them."""
 
 
 class ServedModel(nn.Module):
@@ -44,8 +46,9 @@ class ServedModel(nn.Module):
         for name in VECTORS:
             places[name] = torch.arange(place, place + model.shape.widths[name])
             place += model.shape.widths[name]
-        for (name, vectors), part in zip(PARTS.items(), features, strict=True):
-            columns = [self._encoded(part), *(places[vector] for vector in vectors)]
+        for (name, vectors), part in zip(PARTS.items(), (*features, None), strict=True):
+            columns = [] if part is None else [self._encoded(part)]
+            columns += [places[vector] for vector in vectors]
             self.register_buffer(f"{name}_columns", torch.cat(columns))
 
     def _encoded(self, features: Tensor) -> Tensor:
@@ -83,11 +86,11 @@ class ServedModel(nn.Module):
         }
         vectors = self.model.look_up(rows)
         apart = {}
-        dense = ((request, self.request), (about, self.about), (pair, self.pair))
-        for (name, own), (values, features) in zip(PARTS.items(), dense, strict=True):
+        dense = ((request, self.request), (about, self.about), (pair, self.pair), None)
+        for (name, own), given in zip(PARTS.items(), dense, strict=True):
             apart[f"{name}_columns"] = getattr(self, f"{name}_columns")
-            parts = [*self._encode(values, features), *(vectors[vector] for vector in own)]
-            apart[name] = torch.cat(parts, dim=-1)
+            parts = [] if given is None else [*self._encode(*given)]
+            apart[name] = torch.cat([*parts, *(vectors[vector] for vector in own)], dim=-1)
         # Backbones that multiply otherwise read the whole; what nobody reads is not exported.
         encoded = self._encode(rows["dense"], slice(None))
         return self.model.body(self.model.prepared(rows, encoded, vectors, apart), adapter)

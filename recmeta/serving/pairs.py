@@ -84,7 +84,9 @@ class Pairs:
         half = None
         if self.scorer.half_width(context):
             half = self.scorer.half(context, kept, kept_places, about)
-        unmet = self.space.stranger(context)[None, self.space.split.pair]
+        pair = np.concatenate([self.space.stranger(context)[None, self.space.split.pair], together])
+        place = np.zeros(len(user_of), dtype=np.int64)
+        place[met] = np.arange(1, len(pair))
         scores = np.empty(len(user_of))
         for start in range(0, len(user_of), ROWS_OF_A_RUN):
             end = min(start + ROWS_OF_A_RUN, len(user_of))
@@ -94,16 +96,15 @@ class Pairs:
             def about_of(rows: Int64s, its: Int64s = its) -> Float32s:
                 return about[its[rows]]
 
-            pair = np.repeat(unmet, end - start, axis=0)
-            here = slice(*np.searchsorted(met, [start, end]).tolist())
-            pair[met[here] - start] = together[here]
+            own = np.append(0, place[start:end][place[start:end] > 0])
+            here = np.searchsorted(own, place[start:end])
             logits = self.scorer.score_kept(
                 context,
                 users[first:last],
                 found.histories[first:last],
                 kept,
                 kept_places[its],
-                DenseRows(who[first:last], about_of, pair, theirs - first, self.space.split),
+                DenseRows(who[first:last], about_of, pair[own], here, theirs - first, self.space.split),
                 half=None if half is None else half[its],
             )
             scores[start:end] = sigmoid(logits)

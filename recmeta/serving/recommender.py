@@ -584,8 +584,9 @@ class Recommender:
         if tuple(read) != tuple(sources):
             stored = stored.take([read.index(name) for name in sources])
         request, met = self._space.of_request(context, stored, instant)
-        pair = np.repeat(self._space.stranger(context)[None, self._space.split.pair], len(ids), axis=0)
-        pair[rows.met] = met
+        pair = np.concatenate([self._space.stranger(context)[None, self._space.split.pair], met])
+        place = np.zeros(len(ids), dtype=np.int64)
+        place[rows.met] = np.arange(1, len(pair))
 
         def about(chosen: Int64s) -> Float32s:
             return self._items.columns(context, places[chosen], instant)
@@ -596,10 +597,10 @@ class Recommender:
         if len(unknown):
             part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
         if part is None:
-            return DenseRows(request, about, pair, asker, self._space.split)
+            return DenseRows(request, about, pair, place, asker, self._space.split)
         whole = about(np.arange(len(ids)))
         whole[unknown] = part
-        return DenseRows(request, whole, pair, asker, self._space.split)
+        return DenseRows(request, whole, pair, place, asker, self._space.split)
 
     def _unknown_items(
         self, ids: Sequence[str], context: str, sources: Sequence[str], instant: int

@@ -22,10 +22,12 @@ from recmeta.bundle.graph import (
     GRAPH,
     HALF,
     ITEMS_GRAPH,
+    MET,
     OF_ASKERS,
     OF_ITEMS,
     OUTPUT,
     PAIR,
+    SHARED,
     split_of,
 )
 from recmeta.bundle.manifest import Bank, ContextEntry, Stack, Unit
@@ -439,7 +441,7 @@ class _Network:
         wanted = (
             (
                 self._session,
-                {*OF_ASKERS, PAIR, ASKER, HALF},
+                {*OF_ASKERS, PAIR, ASKER, MET, HALF},
                 {"request": self.split.request, PAIR: self.split.pair},
             ),
             (self._items_session, set(OF_ITEMS), {"about": self.split.about}),
@@ -477,7 +479,8 @@ class _Network:
         if dense.split != self.split:  # a network over other columns of the same rows
             dense = self.split.rows(dense.whole, dense.asker)
         items = {"about": dense.about} if half is None else {HALF: half}
-        return {"request": dense.request, PAIR: dense.pair, ASKER: dense.asker, "context": asks, **items}
+        places = {ASKER: dense.asker, MET: dense.met}
+        return {"request": dense.request, PAIR: dense.pair, "context": asks, **places, **items}
 
     def half(self, items: Inputs, options: ort.RunOptions) -> npt.NDArray[np.float32]:
         """What is made of items alone, [n, half_width], from `OF_ITEMS`."""
@@ -499,9 +502,9 @@ class _Network:
             part = _part(inputs, start, start + LARGEST_BATCH)
             rows = len(part[ASKER])
             half = part[HALF] if HALF in part else self.half(part, options)
-            given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER)} | {HALF: half}
+            given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER, MET)} | {HALF: half}
             if rows < SMALLEST_BATCH:
-                given = doubled(given, (PAIR, ASKER, HALF))
+                given = doubled(given, (ASKER, MET, HALF))
             (logits,) = self._session.run([OUTPUT], given, options)
             found[start : start + rows] = logits[:rows]
         return found
@@ -579,6 +582,7 @@ class _Experts:
             "request": np.concatenate([part.request for part in split]),
             "about": np.concatenate([part.about for part in split]),
             PAIR: np.concatenate([part.pair for part in split]),
+            MET: np.concatenate([part.met + number * len(dense) for number, part in enumerate(split)]),
             ASKER: np.concatenate([rows[ASKER] + number * askers for number in range(width)]),
             "context": np.repeat(self._indices, askers),
         }
@@ -619,17 +623,17 @@ class _Sessions:
 
 
 def _part(inputs: Inputs, start: int, end: int) -> Inputs:
-    """Some rows of a network's inputs, and who asks about these."""
-    asker = inputs[ASKER][start:end]
-    if len(asker) == len(inputs[ASKER]):
+    """Some rows of a network's inputs, and what these share."""
+    if start == 0 and end >= len(inputs[ASKER]):
         return inputs
-    first, last = int(asker[0]), int(asker[-1]) + 1
-    part = {
-        name: values[first:last] if name in OF_ASKERS else values[start:end]
-        for name, values in inputs.items()
-    }
-    part[ASKER] = asker - first
-    return part
+    taken = dict.fromkeys(inputs, slice(start, end))
+    part = {}
+    for place, names in SHARED.items():
+        if place in inputs:
+            first = int(inputs[place][start:end].min())
+            part[place] = inputs[place][start:end] - first
+            taken |= dict.fromkeys(names, slice(first, first + int(part[place].max()) + 1))
+    return {name: values[taken[name]] for name, values in inputs.items()} | part
 
 
 def doubled(inputs: Inputs, names: Iterable[str]) -> Inputs:

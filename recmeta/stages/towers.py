@@ -338,8 +338,8 @@ class _Asked:
         sources = space.contexts.feature_sources(context)
         request = self._requests(snapshot, context, who, instant)
         columns = space.part(ITEM, context, _block(snapshot.items, sources, about, instant))
-        pair = np.repeat(space.stranger(context)[None, space.split.pair], ROWS_OF_A_RUN, axis=0)
-        asker = np.zeros(ROWS_OF_A_RUN, dtype=np.int64)
+        never = space.stranger(context)[None, space.split.pair]
+        first = np.zeros(ROWS_OF_A_RUN, dtype=np.int64)
         found = np.empty((len(who), len(about)), dtype=np.float32)
         for start in range(0, len(about), ROWS_OF_A_RUN):
             end = min(start + ROWS_OF_A_RUN, len(about))
@@ -354,7 +354,7 @@ class _Asked:
                     [snapshot.histories[user]],
                     self._kept,
                     places[start:end],
-                    DenseRows(request[row : row + 1], its, pair[:count], asker[:count], space.split),
+                    DenseRows(request[row : row + 1], its, never, first[:count], first[:count], space.split),
                     half=half,
                 )
         return found

@@ -16,11 +16,12 @@ from recmeta.bundle.export import export_network
 from recmeta.features.dense_rows import Split
 
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=np.float32)
+PLACES, ZEROS = np.arange(3), np.zeros(3, dtype=np.int64)
 ITEMS = np.array([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]], dtype=np.float32)
 
 
 def parts(*nodes: onnx.NodeProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Of a graph from askers ``u``, items ``i`` and rows ``x`` to ``y``, each [n, 2]."""
+    """Of a graph from askers ``u``, items ``i`` and pairs ``x`` to ``y``, each [n, 2]."""
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("u", "i", "x")]
     told = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", "columns"])]
     model = helper.make_model(
@@ -28,7 +29,7 @@ def parts(*nodes: onnx.NodeProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
     )
-    return cut(model, askers=["u"], items=["i"], rows=["x"], asker="asker", half="half")
+    return cut(model, shared={"asker": ["u"], "met": ["x"]}, items=["i"], half="half")
 
 
 def run(model: onnx.ModelProto, output: str, **given: object) -> np.ndarray:
@@ -48,11 +49,13 @@ def test_askers_and_items_are_computed_apart_and_meet_in_rows() -> None:
     assert [node.op_type for node in items.graph.node] == ["Neg", "Abs", "Concat"]
     half = run(items, "half", i=-ITEMS)
     assert half.tolist() == ITEMS.tolist()
-    one = run(rest, "y", u=np.array([[7.0, 8.0]], np.float32), x=ROWS, half=half, asker=np.zeros(3, np.int64))
+    one = run(rest, "y", u=np.array([[7.0, 8.0]], np.float32), x=ROWS, half=half, asker=ZEROS, met=PLACES)
     assert one.tolist() == (ITEMS + ROWS - [7.0, 8.0]).tolist()
     users = np.array([[7.0, 8.0], [9.0, 9.5]], np.float32)
-    two = run(rest, "y", u=users, x=ROWS, half=half, asker=np.array([1, 0, 1]))
+    two = run(rest, "y", u=users, x=ROWS, half=half, asker=np.array([1, 0, 1]), met=PLACES)
     assert two.tolist() == (ITEMS + ROWS - users[[1, 0, 1]]).tolist()
+    few = run(rest, "y", u=users[:1], x=ROWS[:2], half=half, asker=ZEROS, met=np.array([1, 0, 0]))
+    assert few.tolist() == (ITEMS + ROWS[[1, 0, 0]] - users[0]).tolist()
 
 
 def test_several_things_that_are_of_items_are_handed_over_as_one_matrix() -> None:
@@ -63,7 +66,7 @@ def test_several_things_that_are_of_items_are_handed_over_as_one_matrix() -> Non
     )
     half = run(items, "half", i=-ITEMS)
     assert half.shape == (3, 4)
-    found = run(rest, "y", u=ROWS[:1], x=ROWS, half=half, asker=np.zeros(3, np.int64))
+    found = run(rest, "y", u=ROWS[:1], x=ROWS, half=half, asker=ZEROS, met=PLACES)
     assert found.tolist() == np.hstack([ITEMS, ITEMS, ROWS, np.repeat(ROWS[:1], 3, axis=0)]).tolist()
 
 
@@ -78,7 +81,7 @@ def test_what_counts_askers_or_items_counts_rows(counted: str) -> None:
     half = run(items, "half", i=ITEMS)
     given = {"u": ROWS[:1]} if counted == "u" else {}
     given = {name.name: ROWS[:1] for name in rest.graph.input if name.name == "u"} | given
-    found = run(rest, "y", x=ROWS, half=half, asker=np.zeros(3, np.int64), **given)
+    found = run(rest, "y", x=ROWS, half=half, asker=ZEROS, met=PLACES, **given)
     assert found.tolist() == (ITEMS + ROWS).tolist()
 
 
@@ -93,7 +96,7 @@ def test_what_is_of_items_and_no_matrix_of_floats_is_refused() -> None:
         )
 
 
-def test_nothing_of_an_asker_or_an_item_is_done_for_every_row_of_an_exported_network(tmp_path: Path) -> None:
+def test_nothing_of_an_asker_an_item_or_a_pair_is_done_for_every_row_of_an_exported_network(tmp_path: Path) -> None:
     model, split = sample_model(), Split(9, (1, 2, 6), (0, 3, 4, 5, 7))
     path = export_network(model, tmp_path, split)
     pieces = model.shape.bins
@@ -111,5 +114,7 @@ def test_nothing_of_an_asker_or_an_item_is_done_for_every_row_of_an_exported_net
     assert "rows" not in axes("graph.onnx", model.shape.history_length)
     assert axes("graph.onnx", 3 * pieces)
     assert "rows" not in axes("graph.onnx", 3 * pieces)
+    assert axes("graph.onnx", pieces)
+    assert "rows" not in axes("graph.onnx", pieces)
     assert not axes("graph.onnx", 5 * pieces)
     assert axes("items.onnx", 5 * pieces)

@@ -67,11 +67,11 @@ def test_an_adapter_of_zeros_is_the_shared_model_bit_for_bit(
     items = _session(folder / "items.onnx")
     columns = {name: column.numpy() for name, column in sample_rows(50).items()}
     dense = SPLIT.rows(columns.pop("dense"), np.arange(50))
-    columns |= {"request": dense.request, "about": dense.about, "pair": dense.pair, "asker": dense.asker}
+    columns |= {name: getattr(dense, name) for name in ("request", "about", "pair", "met", "asker")}
 
     def logits(*options: onnxruntime.RunOptions) -> bytes:
         (half,) = items.run(["half"], {name: columns[name] for name in OF_ITEMS}, *options)
-        rest = {name: columns[name] for name in (*OF_ASKERS, "pair", "asker")}
+        rest = {name: columns[name] for name in (*OF_ASKERS, "pair", "met", "asker")}
         (found,) = session.run(["logit"], rest | {"half": half}, *options)
         return bytes(found.tobytes())
 
@@ -113,10 +113,10 @@ def test_nothing_of_this_machine_or_run_is_in_the_graph(folder: Path) -> None:
 def test_the_graph_says_what_it_takes(model: SharedModel, folder: Path) -> None:
     session = _session(folder / "graph.onnx")
     shapes = {found.name: found.shape for found in session.get_inputs()}
-    assert set(shapes) == {*OF_ASKERS, "pair", "asker", "half"}
+    assert set(shapes) == {*OF_ASKERS, "pair", "met", "asker", "half"}
     assert [found.name for found in session.get_overridable_initializers()] == list(model.adapter_shapes)
     assert [(found.name, found.shape) for found in session.get_outputs()] == [("logit", ["rows"])]
-    assert (shapes["request"], shapes["pair"]) == (["askers", 4], ["rows", 3])
+    assert (shapes["request"], shapes["pair"]) == (["asker_axis", 4], ["met_axis", 3])
     assert split_of(session, 9) == SPLIT
     items = _session(folder / "items.onnx")
     about = {found.name: found.shape for found in items.get_inputs()}

@@ -43,9 +43,9 @@ def scores(
     feeds = {name: value.numpy() for name, value in columns.items()}
     asker = np.arange(len(feeds["item"])) if asker is None else asker
     dense = split_of(session, SHAPE.features).rows(feeds["dense"], asker)
-    feeds |= {"request": dense.request, "about": dense.about, "pair": dense.pair, "asker": asker}
+    feeds |= {name: getattr(dense, name) for name in ("request", "about", "pair", "met", "asker")}
     (half,) = items.run(["half"], {name: feeds[name] for name in OF_ITEMS}, options)
-    rest = {name: feeds[name] for name in (*OF_ASKERS, "pair", "asker")}
+    rest = {name: feeds[name] for name in (*OF_ASKERS, "pair", "met", "asker")}
     (found,) = session.run(["logit"], rest | {"half": half}, options)
     return found
 

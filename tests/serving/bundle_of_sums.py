@@ -88,7 +88,7 @@ def network() -> tuple[onnx.ModelProto, onnx.ModelProto]:
         helper.make_node("Squeeze", ["half", "axis"], ["half_term"]),
         helper.make_node("Sum", ["asked_of_rows", "half_term", "shift"], ["logit"]),
     ]
-    given = [*_inputs("askers", OF_ASKERS), *_inputs("n", ("pair", "asker", "half")), shift]
+    given = [*_inputs("askers", OF_ASKERS), *_inputs("n", ("pair", "met", "asker", "half")), shift]
     rest = _model(nodes, given, "logit", ["n"], of_rows)
     for model in (rest, items):
         helper.set_model_props(model, {"split": json.dumps({"request": [], "about": [0, 1, 2]})})

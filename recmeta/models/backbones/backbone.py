@@ -81,16 +81,16 @@ def inputs_of(gathered: Tensors) -> tuple[Tensor, Tensor]:
 def project_inputs(gathered: Tensors, matrix: Tensor) -> Tensor:
     """Multiply the inputs by a matrix [outputs, inputs]: [..., outputs].
 
-    Where they were gathered apart, as ``of_asker``, ``of_item`` and ``of_both`` with the places of their
-    columns, each part is multiplied by itself: what is made of one stands for many rows.
+    Where they were gathered apart, as ``of_asker``, ``of_item``, ``of_pair`` and ``of_both`` with the places
+    of their columns, each part is multiplied by itself: what is made of one stands for many rows.
     """
     if "of_asker" not in gathered:
         return project(inputs_of(gathered), matrix)
-    asker, item, both = (
+    asker, item, pair, both = (
         functional.linear(gathered[part], matrix.index_select(-1, gathered[f"{part}_columns"]))
-        for part in ("of_asker", "of_item", "of_both")
+        for part in ("of_asker", "of_item", "of_pair", "of_both")
     )
-    return asker + item + both
+    return asker + item + pair + both
 
 
 def project(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
