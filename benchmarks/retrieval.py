@@ -36,9 +36,9 @@ from recmeta.bundle.manifest import MANIFEST_NAME
 from recmeta.bundle.store import BundleStore
 from recmeta.events.schema import known_timestamp
 from recmeta.events.store import scan_events
-from recmeta.features.met import item_codes
 from recmeta.pipeline import ingest, run_night
 from recmeta.serving.catalogue import CATALOGUE
+from recmeta.serving.knowledge import Question
 from recmeta.serving.recommender import Recommender
 from recmeta.serving.retrieval import ExactIndex, Index
 from recmeta.settings import load_settings
@@ -203,9 +203,10 @@ def everything(recommender: Recommender, context: str, user: str, alive: int) ->
     """All unseen items that are alive, by the served model's scores; and by popularity in the context."""
     places = np.arange(alive)
     ids = recommender._catalogue.ids[:alive]
-    asked = recommender._ask(context, user, ids, places, recommender.until, seen=True)
+    question = Question(context, user, ids, places, recommender.until, ended=False, seen=True)
+    (asked,) = recommender._knowledge.of([question])
     asked = asked.take(np.flatnonzero(~asked.seen))
-    order = recommender._order(asked, recommender._logits(asked))
+    order = recommender._order(asked, recommender._logits([asked])[0])
     popularity = asked.dense.about[:, recommender._popularity]
     return asked.places[order], asked.places[np.argsort(-popularity, kind="stable")]
 
@@ -263,12 +264,9 @@ def learnt_queries(recommender: Recommender, users: list[str]) -> npt.NDArray[np
     found = []
     for number, user in enumerate(users):
         context = recommender.contexts.names[number % len(recommender.contexts.names)]
-        sources = recommender.contexts.feature_sources(context)
-        rows = recommender._guarded.request(user, sources, (), item_codes(()))
-        assert rows is not None and recommender._retrieval is not None
-        instant = int(recommender.until.timestamp()) * 1_000_000
-        row = recommender._request(context, rows, instant)
-        found.append(recommender._retrieval._query(context, user, rows.history, row))
+        assert recommender._retrieval is not None
+        history, row = recommender._knowledge.user(context, user, recommender.until, ended=False)
+        found.append(recommender._retrieval._query(context, user, history, row))
     return np.array(found)
 
 

@@ -45,7 +45,8 @@ from serving_site import (
 )
 
 from recmeta.bundle.store import BundleStore
-from recmeta.serving.recommender import STORE_SILENT, Recommender
+from recmeta.serving.knowledge import STORE_SILENT
+from recmeta.serving.recommender import Recommender
 
 OWN = ("commenting", "feed", "reading")
 SWAP_RATE = 200.0

@@ -309,22 +309,24 @@ class FeatureSpace:
         """
         return self._requests(context, self.part(USER, context, users), instants)
 
-    def of_request(self, context: str, stored: Block, instant: int) -> tuple[Float32s, Float32s]:
-        """As `request_rows` of one user, and `part` of the user and each of m items, at less than their cost.
+    def of_requests(
+        self, context: str, stored: Block, instants: npt.NDArray[np.int64]
+    ) -> tuple[Float32s, Float32s]:
+        """As `request_rows` of A users, and `part` of m pairs of one and an item, at less than their cost.
 
         Args:
             context: the target.
-            stored: the user's views and then the pairs', in each of the context's sources, [S, 1 + m].
-            instant: microseconds since 1970, UTC.
+            stored: the users' views and then the pairs', in each of the context's sources, [S, A + m].
+            instants: of the users, microseconds since 1970, UTC, [A].
 
         Returns:
-            [1, R] and [m, P].
+            [A, R] and [m, P].
         """
-        counters = self._advanced(stored)
+        counters, users = self._advanced(stored), len(instants)
         shown = self._shown(counters)
-        user = self._columns_of(USER, context, counters[:, :1], shown[:, :1])
-        pairs = self._columns_of(USER_ITEM, context, counters[:, 1:], shown[:, 1:])
-        return self._requests(context, user, np.array([instant])), pairs
+        own = self._columns_of(USER, context, counters[:, :users], shown[:, :users])
+        pairs = self._columns_of(USER_ITEM, context, counters[:, users:], shown[:, users:])
+        return self._requests(context, own, instants), pairs
 
     def _requests(self, context: str, users: Float32s, instants: npt.NDArray[np.int64]) -> Float32s:
         rows = np.repeat(self.stranger(context)[None, self.split.request], len(instants), axis=0)

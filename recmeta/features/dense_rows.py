@@ -53,7 +53,9 @@ class Split:
         """Split whole rows [n, width], each of the asker whose place stands in ``asker``, ascending, [n]."""
         first = np.flatnonzero(np.diff(asker, prepend=-1))
         request = whole[np.ix_(first, self.request)]
-        return DenseRows(request, whole[:, self.about], whole[:, self.pair], np.arange(len(whole)), asker, self)
+        return DenseRows(
+            request, whole[:, self.about], whole[:, self.pair], np.arange(len(whole)), asker, self
+        )
 
 
 class DenseRows:
@@ -108,3 +110,26 @@ class DenseRows:
 
         met, asker = self.met[chosen], self.asker[chosen]
         return DenseRows(self.request, about, self.pair, met, asker, self.split)
+
+
+def joined(parts: Sequence[DenseRows]) -> DenseRows:
+    """The rows of several, one after another, each with askers of its own; all are split alike."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def after(places: Sequence[Int64s], sizes: Sequence[int]) -> Int64s:
+        first = np.cumsum([0, *sizes[:-1]]).tolist()
+        return np.concatenate([place + start for place, start in zip(places, first, strict=True)])
+
+    def about(rows: Int64s) -> Float32s:
+        made: Float32s = np.concatenate([part.about for part in parts])[rows]
+        return made
+
+    return DenseRows(
+        np.concatenate([part.request for part in parts]),
+        about,
+        np.concatenate([part.pair for part in parts]),
+        after([part.met for part in parts], [len(part.pair) for part in parts]),
+        after([part.asker for part in parts], [len(part.request) for part in parts]),
+        parts[0].split,
+    )

@@ -14,8 +14,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
+from itertools import pairwise, starmap
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -39,6 +40,16 @@ COMMANDS_AT_ONCE = 1_000
 
 _PROJECT = layout.PROJECT.encode()
 """The end of every key in Redis."""
+
+
+class Lookup(NamedTuple):
+    """A user who is looked up, and the items with which the user's rows are wanted."""
+
+    user_id: str
+    items: Sequence[str]
+    """n ids, all different."""
+    codes: UInt64s
+    """`met.item_codes` of each, [n]."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +127,8 @@ class Backend(Protocol):
 class Reader(Protocol):
     """What is read: by request, of many users, of all items at once. Not to be shared between threads."""
 
-    def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
-    ) -> UserRows:
-        """One user in some contexts, and the user's rows with some items.
-
-        Args:
-            user_id: any string.
-            contexts: whose rows are read, S names.
-            items: n ids, all different.
-            codes: `met.item_codes` of each, [n].
-        """
+    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+        """Of each lookup, the user in some contexts (S names) and the user's rows with the items."""
         ...
 
     def many(
@@ -137,7 +139,7 @@ class Reader(Protocol):
         items: Sequence[str],
         codes: UInt64s,
     ) -> ManyRows:
-        """Many users in some contexts, and n pairs of a user and an item: what `request` says of each.
+        """Many users in some contexts, and n pairs of a user and an item: what `requests` says of each.
 
         Args:
             contexts: whose rows are read, S names.
@@ -192,6 +194,32 @@ def _history(stored: bytes | None) -> tuple[str, ...]:
     return () if stored is None else tuple(layout.unpack(HISTORY, stored) or ())
 
 
+def _met(
+    places: Int64s, rows: Sequence[Sequence[bytes | None]], knows: npt.NDArray[np.bool_], width: int
+) -> tuple[Int64s, Float32s, npt.NDArray[np.bool_]]:
+    """Of pairs that may have rows, the places of those that do, and what `as_matrix` makes of these."""
+    there = [number for number, row in enumerate(rows) if row.count(None) < len(row)]
+    return places[there], *as_matrix([rows[number] for number in there], len(knows), width)
+
+
+def _each_user(
+    values: Float32s,
+    knows: npt.NDArray[np.bool_],
+    histories: Sequence[tuple[str, ...]],
+    places: Sequence[Int64s],
+    rows: Sequence[Sequence[bytes | None]],
+    width: int,
+) -> list[UserRows]:
+    """What a store holds of each user: their counters, and what pairs may have rows, one after another."""
+    there, pairs, knows_pair = _met(np.arange(len(rows)), rows, knows, width)
+    met = np.concatenate(places)[there]
+    ends = np.searchsorted(there, np.cumsum([len(maybe) for maybe in places])).tolist()
+    return [
+        UserRows(values[:, user], knows[:, user], histories[user], met[of], pairs[:, of], knows_pair[:, of])
+        for user, of in enumerate(starmap(slice, pairwise([0, *ends])))
+    ]
+
+
 class RedisRows:
     """Feast's rows in Redis: a hash at each key, two fields a view."""
 
@@ -239,18 +267,21 @@ class RedisRows:
             self._client.close()
             self._client = None
 
-    def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
-    ) -> UserRows:
-        """As `Reader.request`."""
+    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+        """As `Reader.requests`: two journeys, however many are looked up."""
         of_user, of_pair = _reads(tuple(contexts))
-        ((*own, history, index),) = self._answers([of_user.command(layout.entity_key(HISTORY, (user_id,)))])
-        user, knows = as_matrix([own], len(contexts), self._width)
-        places = maybe_met(own.count(None) < len(own), _index(index), codes)
-        tail = layout.pair_tail(user_id)
-        asked = [of_pair.command(layout.pair_head(items[place]) + tail) for place in places.tolist()]
-        pairs = self._pairs(places, asked, len(contexts))
-        return UserRows(user[:, 0], knows[:, 0], _history(history), *pairs)
+        found = self._answers([of_user.command(layout.entity_key(HISTORY, (one.user_id,))) for one in asked])
+        own = [row[:-2] for row in found]
+        values, knows = as_matrix(own, len(contexts), self._width)
+        places: list[Int64s] = []
+        commands: list[bytes] = []
+        for one, row, counters in zip(asked, found, own, strict=True):
+            maybe = maybe_met(counters.count(None) < len(counters), _index(row[-1]), one.codes)
+            tail = layout.pair_tail(one.user_id)
+            places.append(maybe)
+            commands += [of_pair.command(layout.pair_head(one.items[at]) + tail) for at in maybe.tolist()]
+        histories = [_history(row[-2]) for row in found]
+        return _each_user(values, knows, histories, places, self._answers(commands), self._width)
 
     def many(
         self,
@@ -273,15 +304,7 @@ class RedisRows:
             for place, user in zip(places.tolist(), whose[places].tolist(), strict=True)
         ]
         histories = [_history(row[-2]) for row in found]
-        return ManyRows(values, knows, histories, *self._pairs(places, asked, len(contexts)))
-
-    def _pairs(
-        self, places: Int64s, commands: Sequence[bytes], contexts: int
-    ) -> tuple[Int64s, Float32s, npt.NDArray[np.bool_]]:
-        """Read pairs: the places of those that have a row, and what `as_matrix` makes of these."""
-        rows = self._answers(commands)
-        there = [number for number, row in enumerate(rows) if row.count(None) < contexts]
-        return places[there], *as_matrix([rows[number] for number in there], contexts, self._width)
+        return ManyRows(values, knows, histories, *_met(places, self._answers(asked), knows, self._width))
 
     def _answers(self, commands: Sequence[bytes]) -> list[Any]:
         """Send packed commands over the one connection, and take the answer of each."""
@@ -383,10 +406,13 @@ class SqliteRows:
         self._indexed = self._indexed or self.holds(MET)
         return self._indexed
 
-    def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
+    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+        """As `Reader.requests`."""
+        return [self._request(contexts, *one) for one in asked]
+
+    def _request(
+        self, contexts: Sequence[str], user_id: str, items: Sequence[str], codes: UInt64s
     ) -> UserRows:
-        """As `Reader.request`."""
         views = [*(counter_view(USER, name) for name in contexts), HISTORY]
         views += [MET] if self._holds_index() else []
         query = self._user_query.get((*contexts, len(views)))
@@ -402,12 +428,11 @@ class SqliteRows:
             stored: dict[int, bytes] = dict(cursor.fetchall())
         own = [stored.get(number) for number in range(len(contexts))]
         history, index = stored.get(len(contexts)), stored.get(len(contexts) + 1)
-        user, knows = as_matrix([own], len(contexts), self._width)
         places = maybe_met(own.count(None) < len(own), _index(index), codes)
         tail = layout.pair_tail(user_id)
-        keys = [layout.pair_head(items[place]) + tail for place in places.tolist()]
-        pairs = self._pairs(contexts, places, keys)
-        return UserRows(user[:, 0], knows[:, 0], _history(history), *pairs)
+        rows = self._pairs(contexts, [layout.pair_head(items[place]) + tail for place in places.tolist()])
+        values, knows = as_matrix([own], len(contexts), self._width)
+        return _each_user(values, knows, [_history(history)], [places], rows, self._width)[0]
 
     def many(
         self,
@@ -432,20 +457,16 @@ class SqliteRows:
         ]
         stored = self._values(HISTORY, keys)
         histories = [_history(stored.get(key)) for key in keys]
-        return ManyRows(values, knows, histories, *self._pairs(contexts, places, asked))
+        rows = self._pairs(contexts, asked)
+        return ManyRows(values, knows, histories, *_met(places, rows, knows, self._width))
 
-    def _pairs(
-        self, contexts: Sequence[str], places: Int64s, keys: Sequence[bytes]
-    ) -> tuple[Int64s, Float32s, npt.NDArray[np.bool_]]:
-        """Read pairs: the places of those that have a row, and what `as_matrix` makes of these."""
+    def _pairs(self, contexts: Sequence[str], keys: Sequence[bytes]) -> list[list[bytes | None]]:
+        """Packed rows of pairs, in some contexts each."""
         views = [counter_view(USER_ITEM, name) for name in contexts]
         if len(keys) <= KEYS_AT_ONCE:
-            rows = self._few(views, keys)
-        else:
-            found = [self._values(view, keys) for view in views]
-            rows = [[of.get(key) for of in found] for key in keys]
-        there = [number for number, row in enumerate(rows) if row.count(None) < len(contexts)]
-        return places[there], *as_matrix([rows[number] for number in there], len(contexts), self._width)
+            return self._few(views, keys)
+        found = [self._values(view, keys) for view in views]
+        return [[of.get(key) for of in found] for key in keys]
 
     def items(self, contexts: Sequence[str], items: Sequence[str]) -> dict[str, ItemRows]:
         """As `Reader.items`."""

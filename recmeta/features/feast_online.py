@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recmeta.features.counters import Float32s
-from recmeta.features.direct_online import Backend, ItemRows, ManyRows, UserRows
+from recmeta.features.direct_online import Backend, ItemRows, Lookup, ManyRows, UserRows
 from recmeta.features.met import Int64s, UInt64s, codes_in, maybe_met_of_each
 from recmeta.features.partitions import HISTORY, MET, View, counter_view
 from recmeta.features.schema import ITEM, ITEM_CODES, ITEMS, USER, USER_ITEM, VALUES
@@ -218,10 +218,13 @@ class FeastReader:
         """As `Reader.close`."""
         self._online.close()
 
-    def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
+    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+        """As `Reader.requests`."""
+        return [self._request(contexts, *one) for one in asked]
+
+    def _request(
+        self, contexts: Sequence[str], user_id: str, items: Sequence[str], codes: UInt64s
     ) -> UserRows:
-        """As `Reader.request`."""
         found = self.many(contexts, [user_id], np.zeros(len(items), dtype=np.int64), items, codes)
         return UserRows(
             found.users[:, 0],

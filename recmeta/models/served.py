@@ -46,10 +46,9 @@ class ServedModel(nn.Module):
         for name in VECTORS:
             places[name] = torch.arange(place, place + model.shape.widths[name])
             place += model.shape.widths[name]
-        for (name, vectors), part in zip(PARTS.items(), (*features, None), strict=True):
-            columns = [] if part is None else [self._encoded(part)]
-            columns += [places[vector] for vector in vectors]
-            self.register_buffer(f"{name}_columns", torch.cat(columns))
+        encoded = [*([self._encoded(part)] for part in features), []]
+        for (name, vectors), columns in zip(PARTS.items(), encoded, strict=True):
+            self.register_buffer(f"{name}_columns", torch.cat([*columns, *(places[own] for own in vectors)]))
 
     def _encoded(self, features: Tensor) -> Tensor:
         """Which inputs of the body the standardised features and their pieces are."""

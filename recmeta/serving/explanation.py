@@ -7,7 +7,6 @@ Zeiler and Fergus 2014); groups hang together, so effects need not add up. It mu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,8 @@ from recmeta.features.dense_rows import DenseRows
 from recmeta.features.schema import ITEM, USER, USER_ITEM
 from recmeta.serving.answers import Explanation, Moved
 from recmeta.serving.catalogue import Catalogue
+from recmeta.serving.knowledge import Asked
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
-
-if TYPE_CHECKING:
-    from recmeta.serving.recommender import Asked
 
 
 def explained(

@@ -13,8 +13,7 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from recmeta.features.direct_online import Reader, UserRows
-from recmeta.features.met import UInt64s
+from recmeta.features.direct_online import Lookup, Reader, UserRows
 
 T = TypeVar("T")
 
@@ -39,11 +38,9 @@ class GuardedReader:
         self.fault: str | None = None
         """Why the last reading failed; None where it did not."""
 
-    def request(
-        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
-    ) -> UserRows | None:
-        """As `Reader.request`; None where the store does not answer."""
-        return self.read(lambda reader: reader.request(user_id, contexts, items, codes))
+    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows] | None:
+        """As `Reader.requests`; None where the store does not answer."""
+        return self.read(lambda reader: reader.requests(contexts, asked))
 
     def read(self, ask: Callable[[Reader], T]) -> T | None:
         """What ``ask`` reads; None where the store does not answer."""

@@ -40,10 +40,11 @@ from recmeta.serving.limits import LimitBody, RateLimit, TooLargeError, TooManyR
 from recmeta.serving.live import as_interactions
 from recmeta.serving.metrics import Metrics
 from recmeta.serving.openapi import OPERATIONS, Operation, document
-from recmeta.serving.recommender import Recommender
+from recmeta.serving.recommender import Ranking, Recommender
 from recmeta.serving.request_log import Line, RequestLog
 from recmeta.serving.served_log import ServedLog
 from recmeta.serving.shadow import Shadow
+from recmeta.serving.together import Together
 from recmeta.serving.traces import open_traces
 from recmeta.serving.watch import LINE, Watch, watch_stages
 from recmeta.settings import Settings, load_settings
@@ -115,6 +116,7 @@ class Api:
             settings, swapped=metrics.bundle_swapped, refused=self._refused, served=self.served
         )
         self.shadow = Shadow(settings)
+        self._together = Together()
         self._watched: Recommender | None = None
         self.jobs = Jobs(settings.workspace, settings.serving_folder, metrics.job_ended)
         rate = settings.serving.requests_per_second
@@ -155,11 +157,8 @@ class Api:
 
     async def rank(self, request: Request) -> Response:
         asked = await _body(request, _RANK)
-        recommender = self._recommender()
-        return self._ranking(
-            request,
-            recommender.rank(asked.context, asked.user_id, asked.item_ids, reasons=asked.reasons),
-        )
+        ranking = Ranking(asked.context, asked.user_id, asked.item_ids, reasons=asked.reasons)
+        return self._ranking(request, await self._together.rank(self._recommender(), ranking))
 
     async def recommend(self, request: Request) -> Response:
         return self._recommended(request, await _body(request, _RECOMMEND))

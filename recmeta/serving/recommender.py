@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from threading import RLock
 
 import numpy as np
@@ -18,23 +18,22 @@ import numpy.typing as npt
 import polars as pl
 
 from recmeta.bundle.store import Bundle, BundleStore
-from recmeta.contexts import ExposureNegatives, check_context_name
-from recmeta.errors import InputError, IntegrityError, NotFoundError
-from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
-from recmeta.features.counters import split_row_time
-from recmeta.features.dense_rows import DenseRows
-from recmeta.features.direct_online import EPOCH, Reader, UserRows, open_rows
+from recmeta.contexts import check_context_name
+from recmeta.errors import InputError, IntegrityError, NotFoundError, RecmetaError
+from recmeta.features.assembly import FeatureSpace
+from recmeta.features.dense_rows import joined
+from recmeta.features.direct_online import Reader, open_rows
 from recmeta.features.feast_definitions import registry_file
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.live import LiveFeatures, row_width
-from recmeta.features.met import item_codes
 from recmeta.serving.answers import Answer, Explanation, RankedItem, check_id
 from recmeta.serving.catalogue import CATALOGUE, Catalogue
 from recmeta.serving.explanation import explained
 from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
 from recmeta.serving.item_halves import ItemHalves
-from recmeta.serving.item_memory import ItemMemory, columns_of
+from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.knowledge import Asked, Knowledge, Question, grouped, since_epoch
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
@@ -45,57 +44,19 @@ from recmeta.settings import Settings
 
 Int64s = npt.NDArray[np.int64]
 
-ANSWERED_EVERY = timedelta(seconds=10)
-"""Requests of ten seconds are answered as of their end, and share what items are by then: a counter that
-fades by half in a day has lost less than a ten-thousandth."""
-
-SECOND = 1_000_000
-"""Microseconds."""
-
-MOST_CONTEXTS_SEEN = 32
-"""With more, an item counts as seen by what the context reads alone."""
-
 WARM_CONTEXTS, WARM_ITEMS = 16, 200
 """Ranked once before a bundle serves."""
 
-STORE_SILENT = "the online store does not answer: ranked by what is known of the items"
-
 
 @dataclass(frozen=True)
-class Asked:
-    """A user, some items, and all that is known of both at an instant."""
+class Ranking:
+    """What `Recommender.rank` is asked."""
 
     context: str
     user_id: str
-    ids: list[str]
-    places: Int64s
-    """Of the items in the catalogue; -1: unknown."""
-    kept: KeptItems
-    kept_places: Int64s
-    """Of the items in `kept`."""
-    rows: UserRows
-    dense: DenseRows
-    seen: npt.NDArray[np.bool_]
-    instant: int
-    """Microseconds since 1970, UTC."""
-    notes: tuple[str, ...]
-    degraded: bool
-
-    @property
-    def as_of(self) -> datetime:
-        """The instant, UTC."""
-        return EPOCH + timedelta(microseconds=self.instant)
-
-    def take(self, chosen: npt.NDArray[np.int64]) -> Asked:
-        """The same user with some of the items; `rows.met` is of all of them still."""
-        return replace(
-            self,
-            ids=[self.ids[place] for place in chosen.tolist()],
-            places=self.places[chosen],
-            kept_places=self.kept_places[chosen],
-            dense=self.dense.take(chosen),
-            seen=self.seen[chosen],
-        )
+    item_ids: Sequence[str]
+    now: datetime | None = None
+    reasons: bool = False
 
 
 class Recommender:
@@ -104,7 +65,7 @@ class Recommender:
     _catalogue: Catalogue
     _kept: KeptItems
     _items: ItemMemory
-    _newest: int
+    _knowledge: Knowledge
     _written: datetime | None
     """No row of the online store was newer when items were last read; None: not known."""
     _scorer: Scorer
@@ -178,7 +139,7 @@ class Recommender:
 
     def _item_instant(self) -> int:
         """The instant for which what items are is computed beforehand."""
-        return self._answered_at(None, _nobody(1, self._width))[0]
+        return self._knowledge.instant_for(*self._knowledge.instant(None))
 
     def _own_catalogue(self, bundle: Bundle, like: Recommender | None) -> None:
         checksum = bundle.manifest.files[CATALOGUE].sha256
@@ -189,18 +150,29 @@ class Recommender:
         else:
             self._catalogue = Catalogue(bundle.file(CATALOGUE))
             self._kept = KeptItems(self._catalogue.ids, self._catalogue.categories)
-        if (
-            like is not None
-            and same
-            and like._space.digest == self._space.digest
-            and (like.contexts.names == self.contexts.names)
-        ):
-            self._items, self._newest, self._written = like._items, like._newest, like._written
-            return
-        most = self._settings.serving.item_columns_megabytes * 1_000_000
-        self._newest, self._written = 0, None
-        self._items = ItemMemory(self._space, self._catalogue.ids, self._width, most)
-        self.refresh()
+        before = like if same and like is not None and self._reads_as(like) else None
+        if before is not None:
+            self._items, self._written = before._items, before._written
+        else:
+            most = self._settings.serving.item_columns_megabytes * 1_000_000
+            self._items, self._written = ItemMemory(self._space, self._catalogue.ids, self._width, most), None
+        self._knowledge = Knowledge(
+            self._space,
+            self._catalogue,
+            self._kept,
+            self._items,
+            self._guarded,
+            self.until,
+            self._settings.serving.alive_within,
+        )
+        if before is None:
+            self.refresh()
+        else:
+            self._knowledge.newest = before._knowledge.newest
+
+    def _reads_as(self, other: Recommender) -> bool:
+        """Whether both make the same columns of the same rows."""
+        return other._space.digest == self._space.digest and other.contexts.names == self.contexts.names
 
     def _open_reader(self, timeout: float | None) -> Reader:
         if not registry_file(self._settings).exists():
@@ -237,7 +209,7 @@ class Recommender:
                 self._written = written
         finally:
             guarded.close()
-        self._newest = max(self._newest, self._items.newest())
+        self._knowledge.newest = max(self._knowledge.newest, self._items.newest())
         self._keep_up(changed=True)
 
     def _keep_up(self, *, changed: bool) -> None:
@@ -261,7 +233,7 @@ class Recommender:
                 self._guarded.read(lambda reader: self._items.update(reader, touched))
             newest = interactions["created_timestamp"].max()
             if isinstance(newest, datetime):
-                self._newest = max(self._newest, _since_epoch(newest))
+                self._knowledge.newest = max(self._knowledge.newest, since_epoch(newest))
 
     def close(self) -> None:
         """Close the connections to the online store; the next call opens them again."""
@@ -301,12 +273,35 @@ class Recommender:
             NotFoundError: the bundle knows no such context.
             InputError: an id that cannot be one, too many items, or ``now`` without a zone.
         """
-        self._check_context(context)
-        check_id(user_id, "user_id")
-        if len(item_ids) > self._settings.serving.most_items:
-            raise InputError(
-                f"item_ids: expected at most {self._settings.serving.most_items}, found {len(item_ids)}"
-            )
+        (answer,) = self.rank_each([Ranking(context, user_id, item_ids, now, reasons)])
+        if isinstance(answer, RecmetaError):
+            raise answer
+        return answer
+
+    def rank_each(self, asked: Sequence[Ranking]) -> list[Answer | RecmetaError]:
+        """As `rank` of each, at less than each one's cost; what one would raise stands for its answer.
+
+        Scores may differ in their last bits from those of an answer by itself.
+        """
+        found: dict[int, Answer | RecmetaError] = {}
+        questions: dict[int, Question] = {}
+        for number, one in enumerate(asked):
+            try:
+                questions[number] = self._question(one)
+            except RecmetaError as error:
+                found[number] = error
+        known = self._knowledge.of([*questions.values()])
+        for number, of, logits in zip(questions, known, self._logits(known), strict=True):
+            order = self._order(of, logits)
+            found[number] = self._answer(of, order, sigmoid(logits[order]), reasons=asked[number].reasons)
+        return [found[number] for number in range(len(asked))]
+
+    def _question(self, asked: Ranking) -> Question:
+        self._check_context(asked.context)
+        check_id(asked.user_id, "user_id")
+        item_ids, most = asked.item_ids, self._settings.serving.most_items
+        if len(item_ids) > most:
+            raise InputError(f"item_ids: expected at most {most}, found {len(item_ids)}")
         places = self._catalogue.places(item_ids)
         if (places < 0).any():
             for item in item_ids:
@@ -314,10 +309,9 @@ class Recommender:
         ids = list(dict.fromkeys(item_ids))
         if len(ids) < len(item_ids):
             places = self._catalogue.places(ids)
-        asked = self._ask(context, user_id, ids, places, now, seen=False)
-        logits = self._logits(asked)
-        order = self._order(asked, logits)
-        return self._answer(asked, order, sigmoid(logits[order]), reasons=reasons)
+        as_of, ended = self._knowledge.instant(asked.now)
+        notes = self._gated(asked.context)
+        return Question(asked.context, asked.user_id, ids, places, as_of, ended, notes=notes)
 
     def recommend(
         self,
@@ -358,14 +352,18 @@ class Recommender:
         for name, value, most in (("diversity", diversity, 1.0), ("freshness", freshness, 10.0)):
             if not 0.0 <= value <= most:
                 raise InputError(f"{name}: expected 0 to {most:g}, found {value}")
-        alive = self._catalogue.alive(self._instant(now)[0], serving.alive_within)
-        notes = () if alive else ("nobody touched any item lately; the latest ones are ranked",)
-        places = self._candidates(context, user_id, alive, now, without_seen=exclude_seen)
+        as_of, ended = self._knowledge.instant(now)
+        alive = self._catalogue.alive(as_of, serving.alive_within)
+        notes = self._gated(context)
+        if not alive:
+            notes += ("nobody touched any item lately; the latest ones are ranked",)
+        places = self._candidates(context, user_id, alive, as_of, ended, without_seen=exclude_seen)
         ids = [self._catalogue.ids[place] for place in places.tolist()]
-        asked = self._ask(context, user_id, ids, places, now, seen=exclude_seen, notes=notes)
+        question = Question(context, user_id, ids, places, as_of, ended, seen=exclude_seen, notes=notes)
+        (asked,) = self._knowledge.of([question])
         if exclude_seen:
             asked = asked.take(np.flatnonzero(~asked.seen))
-        logits = self._logits(asked)
+        (logits,) = self._logits([asked])
         if freshness:
             logits = fresher(logits, self._catalogue.first_known[asked.places], asked.instant, freshness)
         order = self._order(asked, logits)
@@ -407,7 +405,9 @@ class Recommender:
         self._check_context(context)
         check_id(user_id, "user_id")
         check_id(item_id, "item_id")
-        asked = self._ask(context, user_id, [item_id], self._catalogue.places([item_id]), now, seen=False)
+        places, (as_of, ended) = self._catalogue.places([item_id]), self._knowledge.instant(now)
+        question = Question(context, user_id, [item_id], places, as_of, ended, notes=self._gated(context))
+        (asked,) = self._knowledge.of([question])
         return explained(asked, self._scorer, self._space, self.manifest, self._catalogue, self.version)
 
     def history(self, user_id: str, now: datetime | None = None) -> list[dict[str, object]]:
@@ -417,8 +417,7 @@ class Recommender:
             InputError: an id that cannot be one.
         """
         check_id(user_id, "user_id")
-        rows = self._guarded.request(user_id, (), (), item_codes(()))
-        known = () if rows is None else rows.history
+        known = self._knowledge.history(user_id)
         return [
             {"item_id": item, "categories": list(about)}
             for item, about in zip(known, self._catalogue.categories_of(known), strict=True)
@@ -433,12 +432,9 @@ class Recommender:
             InputError: ``now`` without a zone, or before this bundle's knowledge ends: the online store
                 holds but the latest rows.
         """
-        as_of, ended = self._instant(now)
+        as_of, ended = self._knowledge.instant(now)
         if as_of < self.until:
             raise InputError(f"as of {as_of.isoformat()}: expected {self.until.isoformat()} or later")
-        instant = _since_epoch(as_of)
-        if ended:
-            instant = self._after_end(instant, _nobody(1, self._width))
         return Pairs(
             space=self._space,
             catalogue=self._catalogue,
@@ -446,7 +442,7 @@ class Recommender:
             memory=self._items,
             scorer=self._scorer,
             reader=self._open_reader(None),
-            instant=instant,
+            instant=self._knowledge.instant_for(as_of, ended),
         )
 
     # Steps --------------------------------------------------------------------------------------------
@@ -457,65 +453,14 @@ class Recommender:
             shown = ", ".join([*self.serves][:20])
             raise NotFoundError(f"unknown context {context!r}; bundle {self.version} serves {shown}")
 
-    def _instant(self, now: datetime | None) -> tuple[datetime, bool]:
-        """The instant to answer as of, and whether it is the end of a log that ended long ago."""
-        if now is not None:
-            if now.tzinfo is None:
-                raise InputError(f"now: expected an instant with a zone, found {now.isoformat()} without")
-            return now.astimezone(UTC), False
-        clock = datetime.now(UTC)
-        if clock - self.until > self._settings.serving.alive_within:
-            return self.until, True
-        return clock + (ANSWERED_EVERY - (clock - EPOCH) % ANSWERED_EVERY), False
-
-    def _ask(
-        self,
-        context: str,
-        user_id: str,
-        ids: list[str],
-        places: Int64s,
-        now: datetime | None,
-        *,
-        seen: bool,
-        notes: tuple[str, ...] = (),
-    ) -> Asked:
-        """Read the user, and put together what is known of them and of the items."""
-        sources = self.contexts.feature_sources(context)
-        read = self._read_for_seen(sources) if seen else sources
-        unknown = np.flatnonzero(places < 0)
-        found = self._guarded.request(user_id, read, ids, self._catalogue.codes(ids, places))
-        degraded = found is None
-        rows = found or _nobody(len(read), self._width)
-        told = [*notes, *([STORE_SILENT] if degraded else [])]
-        instant, ended = self._answered_at(now, rows)
-        if ended:
-            as_of = EPOCH + timedelta(microseconds=instant)
-            told.append(f"the log ended long ago; answered as of {as_of:%Y-%m-%d %H:%M} UTC")
-        if self.serves[context] == "nothing":
-            told.append(f"the gates let nothing serve {context}; ranked by popularity")
-        dense = self._dense(context, read, sources, rows, ids, places, instant)
-        kept, kept_places = self._kept, places
-        if len(unknown):
-            categories = self._catalogue.categories_of(ids)
-            kept, kept_places = KeptItems(ids, categories), np.arange(len(ids))
-        met = self._seen(context, read, places, rows) if seen else np.zeros(len(ids), dtype=np.bool_)
-        return Asked(
-            context,
-            user_id,
-            ids,
-            places,
-            kept,
-            kept_places,
-            rows,
-            dense,
-            met,
-            instant,
-            tuple(told),
-            bool(told),
-        )
+    def _gated(self, context: str) -> tuple[str, ...]:
+        """Why every answer in a context is less than it should be."""
+        if self.serves[context] != "nothing":
+            return ()
+        return (f"the gates let nothing serve {context}; ranked by popularity",)
 
     def _candidates(
-        self, context: str, user_id: str, alive: int, now: datetime | None, *, without_seen: bool
+        self, context: str, user_id: str, alive: int, as_of: datetime, ended: bool, *, without_seen: bool
     ) -> Int64s:
         """Which of the first ``alive`` items are scored: all, what the towers choose, or the latest.
 
@@ -524,106 +469,41 @@ class Recommender:
         most = self._settings.serving.most_candidates
         if self._retrieval is None or alive <= most or not self._retrieval.chooses(context):
             return np.arange(min(alive or len(self._catalogue), most))
-        sources = self.contexts.feature_sources(context)
-        rows = self._guarded.request(user_id, sources, (), item_codes(())) or _nobody(
-            len(sources), self._width
-        )
-        instant, _ = self._answered_at(now, rows)
-        exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
+        history, request = self._knowledge.user(context, user_id, as_of, ended)
+        without = history if without_seen and not self._knowledge.exposed(context) else ()
         return self._retrieval.choose(
             context,
             user_id,
-            rows.history,
-            self._request(context, rows, instant),
+            history,
+            request,
             alive=alive,
             most=most,
-            without=self._catalogue.places(rows.history if without_seen and not exposed else ()),
+            without=self._catalogue.places(without),
         )
 
-    def _request(self, context: str, rows: UserRows, instant: int) -> Float32s:
-        """What dense rows say of a user, read in the context's sources, and of the instant, [R]."""
-        own = stored_block(rows.user[:, None], rows.knows_user[:, None], instant)
-        only: Float32s = self._space.request_rows(context, own, np.array([instant]))[0]
-        return only
-
-    def _read_for_seen(self, sources: tuple[str, ...]) -> tuple[str, ...]:
-        every = self.contexts.names
-        return every if len(every) <= MOST_CONTEXTS_SEEN else sources
-
-    def _answered_at(self, now: datetime | None, rows: UserRows) -> tuple[int, bool]:
-        """The instant of an answer for whom ``rows`` tell of, in microseconds, and as `_instant` whether the
-        log ended long ago.
-        """
-        as_of, ended = self._instant(now)
-        instant = _since_epoch(as_of)
-        return (self._after_end(instant, rows) if ended else instant), ended
-
-    def _after_end(self, instant: int, rows: UserRows) -> int:
-        """Just after the latest action that is visible here, where somebody acted after the log's end."""
-        stamps = [self._newest]
-        for values, there in ((rows.user, rows.knows_user), (rows.pairs, rows.knows_pair)):
-            if there.any():
-                stamps.append(int(split_row_time(values[there])[1].max()))
-        newest = max(stamps)
-        return newest + SECOND if newest > instant else instant
-
-    def _dense(
-        self,
-        context: str,
-        read: Sequence[str],
-        sources: Sequence[str],
-        rows: UserRows,
-        ids: Sequence[str],
-        places: Int64s,
-        instant: int,
-    ) -> DenseRows:
-        """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
-        values = np.concatenate([rows.user[:, None], rows.pairs], axis=1)
-        there = np.concatenate([rows.knows_user[:, None], rows.knows_pair], axis=1)
-        stored = stored_block(values, there, instant)
-        if tuple(read) != tuple(sources):
-            stored = stored.take([read.index(name) for name in sources])
-        request, met = self._space.of_request(context, stored, instant)
-        pair = np.concatenate([self._space.stranger(context)[None, self._space.split.pair], met])
-        place = np.zeros(len(ids), dtype=np.int64)
-        place[rows.met] = np.arange(1, len(pair))
-
-        def about(chosen: Int64s) -> Float32s:
-            return self._items.columns(context, places[chosen], instant)
-
-        asker = np.zeros(len(ids), dtype=np.int64)
-        unknown = np.flatnonzero(places < 0)
-        part = None
-        if len(unknown):
-            part = self._unknown_items([ids[row] for row in unknown.tolist()], context, sources, instant)
-        if part is None:
-            return DenseRows(request, about, pair, place, asker, self._space.split)
-        whole = about(np.arange(len(ids)))
-        whole[unknown] = part
-        return DenseRows(request, whole, pair, place, asker, self._space.split)
-
-    def _unknown_items(
-        self, ids: Sequence[str], context: str, sources: Sequence[str], instant: int
-    ) -> Float32s | None:
-        """Columns of items that are not in the catalogue: they may have been touched since."""
-        found = self._guarded.read(lambda reader: reader.items(sources, ids))
-        if found is None or not any(len(rows.places) for rows in found.values()):
-            return None
-        return columns_of(self._space, context, found, np.arange(len(ids)), instant, self._width)
-
-    def _logits(self, asked: Asked) -> npt.NDArray[np.float64]:
-        half = None
-        if asked.kept is self._kept:
-            half = self._halves.take(asked.context, asked.places, asked.instant)
-        return self._scorer.score_kept(
-            asked.context,
-            [asked.user_id],
-            [asked.rows.history],
-            asked.kept,
-            asked.kept_places,
-            asked.dense,
-            half=half,
-        )
+    def _logits(self, asked: Sequence[Asked]) -> list[npt.NDArray[np.float64]]:
+        """The logits of each one's items: those that one run of a network can take are scored together."""
+        found: dict[int, npt.NDArray[np.float64]] = {}
+        for (context, _, instant), numbers in grouped(
+            asked, lambda one: (one.context, id(one.kept), one.instant)
+        ).items():
+            some = [asked[number] for number in numbers]
+            half = None
+            if some[0].kept is self._kept:
+                places = np.concatenate([one.places for one in some])
+                half = self._halves.take(context, places, instant)
+            logits = self._scorer.score_kept(
+                context,
+                [one.user_id for one in some],
+                [one.rows.history for one in some],
+                some[0].kept,
+                np.concatenate([one.kept_places for one in some]),
+                joined([one.dense for one in some]),
+                half=half,
+            )
+            ends = np.cumsum([len(one.ids) for one in some])[:-1]
+            found |= dict(zip(numbers, np.split(logits, ends), strict=True))
+        return [found[number] for number in range(len(asked))]
 
     def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
         """The best first; of equal ones the more popular, and then by id."""
@@ -674,19 +554,6 @@ class Recommender:
             degraded=asked.degraded,
             notes=asked.notes,
         )
-
-    def _seen(
-        self, context: str, read: Sequence[str], places: Int64s, rows: UserRows
-    ) -> npt.NDArray[np.bool_]:
-        exposed = isinstance(self.contexts[context].negatives.source, ExposureNegatives)
-        seen = np.zeros(len(places), dtype=np.bool_)
-        if not exposed and rows.history:
-            seen |= np.isin(places, self._catalogue.places(rows.history))
-        for number, name in enumerate(read):
-            if not exposed or name == context:
-                engaged = rows.knows_pair[number] & (rows.pairs[number, :, 0] > 0)
-                seen[rows.met[engaged]] = True
-        return seen
 
     def _tastes(self, history: Sequence[str]) -> Counter[str]:
         """How many of the user's last engagements were of each category."""
@@ -741,19 +608,3 @@ def _space(bundle: Bundle, settings: Settings) -> FeatureSpace:
             "the settings have now; run `recmeta nightly`"
         )
     return space
-
-
-def _nobody(contexts: int, width: int) -> UserRows:
-    """What is known of a user whom nobody can look up."""
-    return UserRows(
-        user=np.zeros((contexts, width), dtype=np.float32),
-        knows_user=np.zeros(contexts, dtype=np.bool_),
-        history=(),
-        met=np.zeros(0, dtype=np.int64),
-        pairs=np.zeros((contexts, 0, width), dtype=np.float32),
-        knows_pair=np.zeros((contexts, 0), dtype=np.bool_),
-    )
-
-
-def _since_epoch(instant: datetime) -> int:
-    return (instant - EPOCH) // timedelta(microseconds=1)

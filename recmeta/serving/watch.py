@@ -67,7 +67,7 @@ def watch_stages(recommender: Recommender, metrics: Metrics, traces: Traces) -> 
     metrics.adapters(scorer.adapters_in_memory)
     scorer.adapter_loaded = lambda: metrics.adapters(scorer.adapters_in_memory, 1)
     for stage, owner, name in (
-        ("read", recommender._guarded, "request"),
+        ("read", recommender._guarded, "requests"),
         ("score", recommender._scorer, "score_kept"),
     ):
         setattr(owner, name, _timed(stage, getattr(owner, name), metrics, traces))

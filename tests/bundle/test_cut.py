@@ -96,7 +96,9 @@ def test_what_is_of_items_and_no_matrix_of_floats_is_refused() -> None:
         )
 
 
-def test_nothing_of_an_asker_an_item_or_a_pair_is_done_for_every_row_of_an_exported_network(tmp_path: Path) -> None:
+def test_nothing_of_an_asker_an_item_or_a_pair_is_done_for_every_row_of_a_network(
+    tmp_path: Path,
+) -> None:
     model, split = sample_model(), Split(9, (1, 2, 6), (0, 3, 4, 5, 7))
     path = export_network(model, tmp_path, split)
     pieces = model.shape.bins

@@ -19,7 +19,7 @@ from recmeta.errors import InputError
 from recmeta.events.store import scan_events
 from recmeta.features.assembly import stored_block
 from recmeta.features.build import build_features
-from recmeta.features.direct_online import RedisRows, open_rows
+from recmeta.features.direct_online import Lookup, RedisRows, open_rows
 from recmeta.features.feast_online import FeastReader, OnlineStore
 from recmeta.features.feast_store import FeatureStore
 from recmeta.features.live import LiveFeatures, row_width
@@ -58,7 +58,7 @@ def assert_read_alike(workspace: Workspace, store: FeatureStore) -> None:
     pairs = 0
     for user in USERS:
         wanted = store.read_online(user, ITEMS, now)
-        found = reader.request(user, contexts, ITEMS, codes)
+        found = reader.requests(contexts, [Lookup(user, ITEMS, codes)])[0]
         assert found.history == wanted.history
         pairs += len(found.met)
         for number, name in enumerate(contexts):
@@ -98,7 +98,7 @@ def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureS
     found = reader.many(contexts, USERS, whose, flat, item_codes(flat))
     met = 0
     for number, (user, own) in enumerate(zip(USERS, asked, strict=True)):
-        alone = reader.request(user, contexts, own, item_codes(own))
+        alone = reader.requests(contexts, [Lookup(user, own, item_codes(own))])[0]
         assert found.histories[number] == alone.history
         assert found.users[:, number].tobytes() == alone.user.tobytes()
         assert np.array_equal(found.knows_user[:, number], alone.knows_user)
@@ -158,7 +158,7 @@ def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_ag
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reader = RedisRows(f"127.0.0.1:{silent.getsockname()[1]},db=0", 13, timeout=0.05)
         with pytest.raises(redis.TimeoutError):
-            reader.request("u", ("reading",), (), item_codes(()))
+            reader.requests(("reading",), [Lookup("u", (), item_codes(()))])
         silent.settimeout(0.2)
         silent.accept()[0].close()
         with pytest.raises(TimeoutError):
@@ -169,10 +169,10 @@ def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_ag
 def test_a_connection_that_redis_closed_is_opened_again_within_the_request(redis_address: str) -> None:
     reader = RedisRows(redis_address, 13, timeout=5.0)
     host, _, port = redis_address.partition(",")[0].partition(":")
-    assert not reader.request("u", ("reading",), (), item_codes(())).knows_user.any()
+    assert not reader.requests(("reading",), [Lookup("u", (), item_codes(()))])[0].knows_user.any()
     with closing(redis.Redis(host=host, port=int(port))) as other:
         other.client_kill_filter(_type="normal", skipme=True)
-    assert not reader.request("u", ("reading",), (), item_codes(())).knows_user.any()
+    assert not reader.requests(("reading",), [Lookup("u", (), item_codes(()))])[0].knows_user.any()
     reader.close()
 
 

@@ -20,6 +20,7 @@ from recmeta.errors import InputError, NotFoundError, RecmetaError, SchemaError
 from recmeta.events.schema import INTERACTION_SCHEMA
 from recmeta.serving import batch, pairs
 from recmeta.serving.batch import score_file
+from recmeta.serving.knowledge import Question
 from recmeta.serving.recommender import Recommender
 from recmeta.settings import load_settings
 
@@ -131,9 +132,8 @@ def test_many_users_have_to_the_bit_the_dense_rows_of_requests(
     for context in living.contexts.names:
         bulk.scores(context, users, items, user_of, item_of)
         places = recommender._catalogue.places(items)
-        wanted = [
-            recommender._ask(context, user, items, places, now, seen=False).dense.whole for user in users
-        ]
+        questions = [Question(context, user, items, places, now, ended=False) for user in users]
+        wanted = [recommender._knowledge.of([question])[0].dense.whole for question in questions]
         assert seen.pop().whole.tobytes() == np.concatenate(wanted).tobytes()
     bulk.close()
 

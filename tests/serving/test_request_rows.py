@@ -13,9 +13,9 @@ import pytest
 from conftest import Living, acted
 
 from recmeta.features.feast_store import FeatureStore
-from recmeta.features.met import item_codes
 from recmeta.features.training_rows import feature_space
 from recmeta.serving.guarded import GuardedReader
+from recmeta.serving.knowledge import Question
 from recmeta.serving.recommender import Recommender
 from recmeta.serving.served_log import ServedLog
 from recmeta.settings import load_settings
@@ -27,7 +27,8 @@ def now(living: Living) -> datetime:
 
 
 def asked(recommender: Recommender, context: str, user: str, items: list[str], now: datetime) -> Any:
-    return recommender._ask(context, user, items, recommender._catalogue.places(items), now, seen=False)
+    places = recommender._catalogue.places(items)
+    return recommender._knowledge.of([Question(context, user, items, places, now, ended=False)])[0]
 
 
 def test_the_rows_of_a_request_are_those_that_feast_and_the_night_would_make(
@@ -87,7 +88,7 @@ def test_a_store_that_fails_is_left_alone_for_a_while() -> None:
     class Failing:
         asked = 0
 
-        def request(self, *_: object) -> Any:
+        def requests(self, *_: object) -> Any:
             self.asked += 1
             if self.asked < 3:
                 raise TimeoutError("slow")
@@ -97,13 +98,13 @@ def test_a_store_that_fails_is_left_alone_for_a_while() -> None:
 
     clock, failing = [0.0], Failing()
     guarded = GuardedReader(failing, 1.0, lambda: clock[0])  # type: ignore[arg-type]
-    assert guarded.request("u", (), (), item_codes(())) is None
-    assert guarded.request("u", (), (), item_codes(())) is None
+    assert guarded.requests((), []) is None
+    assert guarded.requests((), []) is None
     assert (failing.asked, guarded.fault) == (1, "TimeoutError: slow")
     clock[0] = 1.0
-    assert guarded.request("u", (), (), item_codes(())) is None
+    assert guarded.requests((), []) is None
     clock[0] = 2.0
-    assert guarded.request("u", (), (), item_codes(())) == "rows"
+    assert guarded.requests((), []) == "rows"
     assert (failing.asked, guarded.fault) == (3, None)
 
 

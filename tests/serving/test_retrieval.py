@@ -17,7 +17,6 @@ from recmeta.bundle.store import BundleStore
 from recmeta.bundle.unit import read_ids
 from recmeta.errors import InputError
 from recmeta.features.counters import Float32s
-from recmeta.features.met import item_codes
 from recmeta.serving.approximate import ApproximateIndex
 from recmeta.serving.champion import Champion
 from recmeta.serving.recommender import Recommender
@@ -89,20 +88,16 @@ def test_what_is_scored_are_the_latest_and_the_largest_products_among_what_is_al
     user = living.reader()
     alive = 60
     assert towered._retrieval is not None
-    places = towered._candidates("feed", user, alive, now, without_seen=True)
+    places = towered._candidates("feed", user, alive, now, False, without_seen=True)
     assert len(places) == MOST
     assert places.tolist() == sorted(set(places.tolist()))
     assert places.max() < alive
     assert places[:5].tolist() == [0, 1, 2, 3, 4]
     index = towered._retrieval._index
     assert isinstance(index, ExactIndex)
-    read = towered.contexts.feature_sources("feed")
-    instant = int(now.timestamp()) * 1_000_000
-    found = towered._guarded.request(user, read, (), item_codes(()))
-    assert found is not None
-    row = towered._request("feed", found, instant)
-    products = index._vectors @ towered._retrieval._query("feed", user, found.history, row)
-    seen = towered._catalogue.places(found.history)
+    history, row = towered._knowledge.user("feed", user, now, ended=False)
+    products = index._vectors @ towered._retrieval._query("feed", user, history, row)
+    seen = towered._catalogue.places(history)
     free = [place for place in range(5, alive) if place not in set(seen.tolist())]
     wanted = sorted(free, key=lambda place: -products[place])[: MOST - 5]
     assert places[5:].tolist() == sorted(wanted)
