@@ -204,7 +204,7 @@ def everything(recommender: Recommender, context: str, user: str, alive: int) ->
     places = np.arange(alive)
     ids = recommender._catalogue.ids[:alive]
     question = Question(context, user, ids, places, recommender.until, ended=False, seen=True)
-    (asked,) = recommender._knowledge.of([question])
+    asked = recommender._knowledge.of(question)
     asked = asked.take(np.flatnonzero(~asked.seen))
     order = recommender._order(asked, recommender._logits([asked])[0])
     popularity = asked.dense.about[:, recommender._popularity]

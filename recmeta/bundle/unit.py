@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import msgspec
+
 from recmeta.artifacts import digest_of, replacing, sha256_of_file, write_text
 from recmeta.bundle.graph import GRAPH, ITEMS_GRAPH
 from recmeta.bundle.manifest import Bank, ContextEntry, Unit
@@ -20,6 +22,8 @@ from recmeta.errors import InputError, IntegrityError, NotFoundError
 ID_FILES = ("users", "items", "categories")
 MODEL_FILES = ("model.safetensors", "model.json", "learner.safetensors")
 """Of a network's training, as far as they are there: a meta-learner may learn nothing but the weights."""
+
+_IDS = msgspec.json.Decoder(str)
 
 
 def write_unit(
@@ -71,17 +75,24 @@ def read_ids(path: Path) -> list[str]:
     Raises:
         IntegrityError: a line is no JSON string.
     """
-    ids = []
-    # Not splitlines: an id may hold a line separator of Unicode, which JSON leaves as it is.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    content = path.read_bytes()
+    try:
+        return _IDS.decode_lines(content)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path}, line {_first_fault(content)}: expected a JSON string ({error})"
+        ) from error
+
+
+def _first_fault(content: bytes) -> int:
+    """The number, from 1, of the first line that is no JSON string."""
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise IntegrityError(f"{path}, line {number}: expected a JSON string ({error})") from error
-        if not isinstance(found, str):
-            raise IntegrityError(f"{path}, line {number}: expected a JSON string, found {line[:80]}")
-        ids.append(found)
-    return ids
+            _IDS.decode(line)
+        except ValueError:
+            return number
+    return len(lines)
 
 
 def carry_over(

@@ -68,6 +68,19 @@ class Block:
         return Block(self.values[views], self.hours[views])
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Counters of some views as they stand at an instant, [S, n, W]."""
+
+    counters: Float32s
+    shown: Float32s
+    """The same as a model reads them."""
+
+    def take(self, rows: npt.NDArray[np.int64], views: Sequence[int] | slice = slice(None)) -> Standing:
+        """Some rows of some views."""
+        return Standing(self.counters[views][:, rows], self.shown[views][:, rows])
+
+
 def stored_block(
     values: Float32s, there: npt.NDArray[np.bool_], instants: npt.NDArray[np.int64] | int
 ) -> Block:
@@ -309,24 +322,27 @@ class FeatureSpace:
         """
         return self._requests(context, self.part(USER, context, users), instants)
 
+    def standing(self, stored: Block) -> Standing:
+        """Counters of any views as they stand at their instants."""
+        counters = self._advanced(stored)
+        return Standing(counters, self._shown(counters))
+
     def of_requests(
-        self, context: str, stored: Block, instants: npt.NDArray[np.int64]
+        self, context: str, users: Standing, pairs: Standing, instants: npt.NDArray[np.int64]
     ) -> tuple[Float32s, Float32s]:
         """As `request_rows` of A users, and `part` of m pairs of one and an item, at less than their cost.
 
         Args:
             context: the target.
-            stored: the users' views and then the pairs', in each of the context's sources, [S, A + m].
+            users: their views in each of the context's sources, [S, A].
+            pairs: theirs, [S, m].
             instants: of the users, microseconds since 1970, UTC, [A].
 
         Returns:
             [A, R] and [m, P].
         """
-        counters, users = self._advanced(stored), len(instants)
-        shown = self._shown(counters)
-        own = self._columns_of(USER, context, counters[:, :users], shown[:, :users])
-        pairs = self._columns_of(USER_ITEM, context, counters[:, users:], shown[:, users:])
-        return self._requests(context, own, instants), pairs
+        own = self._columns_of(USER, context, users)
+        return self._requests(context, own, instants), self._columns_of(USER_ITEM, context, pairs)
 
     def _requests(self, context: str, users: Float32s, instants: npt.NDArray[np.int64]) -> Float32s:
         rows = np.repeat(self.stranger(context)[None, self.split.request], len(instants), axis=0)
@@ -345,12 +361,12 @@ class FeatureSpace:
         Returns:
             [n, len(places[kind])].
         """
-        counters = self._advanced(stored)
-        return self._columns_of(kind, context, counters, self._shown(counters))
+        return self._columns_of(kind, context, self.standing(stored))
 
-    def _columns_of(self, kind: str, context: str, counters: Float32s, shown: Float32s) -> Float32s:
-        """As `part`, of counters as they stand, and as a model reads them, [S, n, W]."""
+    def _columns_of(self, kind: str, context: str, standing: Standing) -> Float32s:
+        """As `part`, of counters [S, n, W]."""
         wanted, layout = self._read_by(context), self._parts[kind]
+        counters, shown = standing.counters, standing.shown
         sources, rows, width = counters.shape
         part = np.zeros((rows, len(layout.places)), dtype=np.float32)
         columns, read = wanted.copied[kind]

@@ -212,7 +212,7 @@ def _each_user(
 ) -> list[UserRows]:
     """What a store holds of each user: their counters, and what pairs may have rows, one after another."""
     there, pairs, knows_pair = _met(np.arange(len(rows)), rows, knows, width)
-    met = np.concatenate(places)[there]
+    met = np.concatenate([np.zeros(0, dtype=np.int64), *places])[there]
     ends = np.searchsorted(there, np.cumsum([len(maybe) for maybe in places])).tolist()
     return [
         UserRows(values[:, user], knows[:, user], histories[user], met[of], pairs[:, of], knows_pair[:, of])

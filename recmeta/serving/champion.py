@@ -112,7 +112,7 @@ class Champion:
                 if self._refused is not None and self._refused[0] == version:
                     return
                 opened = Recommender(self._settings, before, served=self._served)
-                opened.warm()
+                opened.warm(before)
             except (RecmetaError, OSError) as error:
                 self._refuse(version or "champion.json", error)
                 return

@@ -7,7 +7,7 @@ bundle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from recmeta.contexts import ExposureNegatives
 from recmeta.errors import InputError
-from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
+from recmeta.features.assembly import FeatureSpace, Float32s, Standing, stored_block
 from recmeta.features.counters import split_row_time
 from recmeta.features.dense_rows import DenseRows
 from recmeta.features.direct_online import EPOCH, Lookup, UserRows
@@ -50,7 +50,7 @@ class Question:
 
     context: str
     user_id: str
-    ids: list[str]
+    ids: Sequence[str]
     places: Int64s
     """Of the items in the catalogue; -1: unknown."""
     as_of: datetime
@@ -69,7 +69,7 @@ class Asked:
 
     context: str
     user_id: str
-    ids: list[str]
+    ids: Sequence[str]
     places: Int64s
     """Of the items in the catalogue; -1: unknown."""
     kept: KeptItems
@@ -181,22 +181,43 @@ class Knowledge:
 
     # Users and items ----------------------------------------------------------------------------------
 
-    def of(self, questions: Sequence[Question]) -> list[Asked]:
-        """What is known, of each question."""
-        found: dict[int, Asked] = {}
+    def of(self, question: Question) -> Asked:
+        """What is known, of one question."""
+        ((_, (asked,)),) = self.of_each([question])
+        return asked
+
+    def of_each(self, questions: Sequence[Question]) -> Iterator[tuple[list[int], list[Asked]]]:
+        """What is known, of the questions of one context after the other.
+
+        Yields:
+            The places of some questions and what is known of each. They have context, instant and `kept` in
+            common, so that they can be scored together.
+        """
         for read, numbers in grouped(questions, self._read_by).items():
             asked = [questions[number] for number in numbers]
             rows, silent = self._rows(read, asked)
             instants = [
                 self.instant_for(one.as_of, one.ended, known) for one, known in zip(asked, rows, strict=True)
             ]
-            together = list(zip(asked, rows, instants, strict=True))
-            for (context, instant), some in grouped(together, lambda one: (one[0].context, one[2])).items():
-                dense = self._dense(context, read, instant, [together[number][:2] for number in some])
-                for number, made in zip(some, dense, strict=True):
-                    one, known, _ = together[number]
-                    found[numbers[number]] = self._asked(one, read, known, made, instant, silent)
-        return [found[number] for number in range(len(questions))]
+            standing, pairs = self._standing(rows, np.array(instants, dtype=np.int64))
+            alone = [number if (one.places < 0).any() else -1 for number, one in enumerate(asked)]
+            keys = zip([one.context for one in asked], instants, alone, strict=True)
+            for (context, instant, _), chosen in grouped([*keys], lambda key: key).items():
+                sources = self._contexts.feature_sources(context)
+                views = [read.index(name) for name in sources] if read != sources else slice(None)
+                request, met = self._space.of_requests(
+                    context,
+                    standing.take(np.array(chosen), views),
+                    standing.take(np.concatenate([pairs[number] for number in chosen]), views),
+                    np.full(len(chosen), instant),
+                )
+                known, first = [], 0
+                for place, number in enumerate(chosen):
+                    one, of, last = asked[number], rows[number], first + len(rows[number].met)
+                    dense = self._dense(one, of, request[place : place + 1], met[first:last], instant)
+                    known.append(self._asked(one, read, of, dense, instant, silent))
+                    first = last
+                yield [numbers[number] for number in chosen], known
 
     def _read_by(self, question: Question) -> tuple[str, ...]:
         """The contexts whose rows of the user are read."""
@@ -213,6 +234,17 @@ class Knowledge:
         if rows is None:
             return [_nobody(len(read), self._memory.width)] * len(asked), True
         return rows, False
+
+    def _standing(self, rows: Sequence[UserRows], instants: Int64s) -> tuple[Standing, list[Int64s]]:
+        """Counters of A users and then of their pairs, [S, A + m]; which of these are each one's pairs."""
+        own = [(one.user[:, None], one.knows_user[:, None]) for one in rows]
+        own += [(one.pairs, one.knows_pair) for one in rows]
+        values, there = (np.concatenate(part, axis=1) for part in zip(*own, strict=True))
+        sizes = [len(one.met) for one in rows]
+        at = np.concatenate([instants, np.repeat(instants, sizes)])
+        places = np.arange(len(rows), len(at))
+        pairs = np.split(places, np.cumsum(sizes)[:-1])
+        return self._space.standing(stored_block(values, there, at)), pairs
 
     def _asked(
         self,
@@ -250,32 +282,16 @@ class Knowledge:
         )
 
     def _dense(
-        self, context: str, read: Sequence[str], instant: int, asked: Sequence[tuple[Question, UserRows]]
-    ) -> list[DenseRows]:
-        """The dense rows of each user and their items: what `FeatureSpace.assemble` makes, to the bit."""
-        space = self._space
-        sources = self._contexts.feature_sources(context)
-        own = [(rows.user[:, None], rows.knows_user[:, None]) for _, rows in asked]
-        own += [(rows.pairs, rows.knows_pair) for _, rows in asked]
-        values, there = (np.concatenate([*part], axis=1) for part in zip(*own, strict=True))
-        stored = stored_block(values, there, instant)
-        if tuple(read) != tuple(sources):
-            stored = stored.take([read.index(name) for name in sources])
-        request, pairs = space.of_requests(context, stored, np.full(len(asked), instant))
-        never = space.stranger(context)[None, space.split.pair]
-        found, first = [], 0
-        for number, (question, rows) in enumerate(asked):
-            pair = np.concatenate([never, pairs[first : first + len(rows.met)]])
-            first += len(rows.met)
-            met, asker = np.zeros((2, len(question.ids)), dtype=np.int64)
-            met[rows.met] = np.arange(1, len(pair))
-            about = self._about(question, sources, instant)
-            found.append(DenseRows(request[number : number + 1], about, pair, met, asker, space.split))
-        return found
+        self, question: Question, rows: UserRows, request: Float32s, met: Float32s, instant: int
+    ) -> DenseRows:
+        """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
+        space, context = self._space, question.context
+        pair = np.concatenate([space.stranger(context)[None, space.split.pair], met])
+        places, asker = np.zeros((2, len(question.ids)), dtype=np.int64)
+        places[rows.met] = np.arange(1, len(pair))
+        return DenseRows(request, self._about(question, instant), pair, places, asker, space.split)
 
-    def _about(
-        self, question: Question, sources: Sequence[str], instant: int
-    ) -> Float32s | Callable[[Int64s], Float32s]:
+    def _about(self, question: Question, instant: int) -> Float32s | Callable[[Int64s], Float32s]:
         """What dense rows say of the items; nothing is worked out yet where all are known."""
         context, places = question.context, question.places
 
@@ -287,6 +303,7 @@ class Knowledge:
             return about
         ids = [question.ids[row] for row in unknown.tolist()]
         # They may have been touched since the bundle was made.
+        sources = self._contexts.feature_sources(context)
         rows = self._reader.read(lambda reader: reader.items(sources, ids))
         if rows is None or not any(len(of.places) for of in rows.values()):
             return about

@@ -59,7 +59,7 @@ STAGES = ("read", "score")
 SCORES = (0.001, 0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Upper bounds of scores, which are probabilities and mostly small."""
 
-SCORED = 10
+SCORED = 3
 """Items of an answer, from the top, whose scores are counted: what people see, and no cost that grows."""
 
 MOST_REASONS = 50

@@ -8,9 +8,12 @@ must never fit anything, and must never speak HTTP.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from threading import RLock
 
 import numpy as np
@@ -33,7 +36,7 @@ from recmeta.serving.exploration import Exploration
 from recmeta.serving.guarded import GuardedReader
 from recmeta.serving.item_halves import ItemHalves
 from recmeta.serving.item_memory import ItemMemory
-from recmeta.serving.knowledge import Asked, Knowledge, Question, grouped, since_epoch
+from recmeta.serving.knowledge import Asked, Knowledge, Question, since_epoch
 from recmeta.serving.pairs import Pairs
 from recmeta.serving.probes import check_probes
 from recmeta.serving.reranking import fresher, varied
@@ -43,6 +46,11 @@ from recmeta.serving.served_log import ServedLog
 from recmeta.settings import Settings
 
 Int64s = npt.NDArray[np.int64]
+
+Floats = npt.NDArray[np.float64]
+
+_BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recmeta-score")
+"""Scores one context of several: a network lets go of the interpreter while it runs."""
 
 WARM_CONTEXTS, WARM_ITEMS = 16, 200
 """Ranked once before a bundle serves."""
@@ -242,8 +250,10 @@ class Recommender:
             if self._live is not None:
                 self._live.close()
 
-    def warm(self) -> None:
+    def warm(self, before: Recommender | None = None) -> None:
         """Answer once in some contexts, so that the first request need not pay for what comes first.
+
+        ``before`` still serves: what it keeps of items for the contexts that are asked for is made here too.
 
         Raises:
             IntegrityError: it scores its probe rows otherwise than where it was published.
@@ -252,6 +262,10 @@ class Recommender:
         check_probes(self._scorer, self._bundle, self._settings.gate.parity)
         for context in [*self.serves][:WARM_CONTEXTS]:
             self.rank(context, "\u2026", self._catalogue.ids[:WARM_ITEMS], reasons=True)
+        items = min(len(self._catalogue), self._settings.serving.most_candidates)
+        for context in [] if before is None else before._halves.contexts[-WARM_CONTEXTS:]:
+            if context in self.serves:
+                self._halves.fill(context, items, self._item_instant())
 
     # Answers ------------------------------------------------------------------------------------------
 
@@ -290,10 +304,20 @@ class Recommender:
                 questions[number] = self._question(one)
             except RecmetaError as error:
                 found[number] = error
-        known = self._knowledge.of([*questions.values()])
-        for number, of, logits in zip(questions, known, self._logits(known), strict=True):
-            order = self._order(of, logits)
-            found[number] = self._answer(of, order, sigmoid(logits[order]), reasons=asked[number].reasons)
+        places, several = [*questions], len({one.context for one in questions.values()}) > 1
+        groups = []
+        for numbers, known in self._knowledge.of_each([*questions.values()]):
+            score = self._to_score(known)
+            if several:  # while this is scored, the next is put together and the one before is told
+                score = _BESIDE.submit(copy_context().run, score).result
+            groups.append(([places[number] for number in numbers], known, score))
+        for numbers, known, score in groups:
+            logits, first = score(), 0
+            for number, of in zip(numbers, known, strict=True):
+                own, first = logits[first : first + len(of.ids)], first + len(of.ids)
+                order = self._order(of, own)
+                answer = self._answer(of, order, sigmoid(own[order]), reasons=asked[number].reasons)
+                found[number] = answer
         return [found[number] for number in range(len(asked))]
 
     def _question(self, asked: Ranking) -> Question:
@@ -302,16 +326,15 @@ class Recommender:
         item_ids, most = asked.item_ids, self._settings.serving.most_items
         if len(item_ids) > most:
             raise InputError(f"item_ids: expected at most {most}, found {len(item_ids)}")
+        if len(set(item_ids)) < len(item_ids):
+            item_ids = [*dict.fromkeys(item_ids)]
         places = self._catalogue.places(item_ids)
         if (places < 0).any():
             for item in item_ids:
                 check_id(item, "item_ids")
-        ids = list(dict.fromkeys(item_ids))
-        if len(ids) < len(item_ids):
-            places = self._catalogue.places(ids)
         as_of, ended = self._knowledge.instant(asked.now)
         notes = self._gated(asked.context)
-        return Question(asked.context, asked.user_id, ids, places, as_of, ended, notes=notes)
+        return Question(asked.context, asked.user_id, item_ids, places, as_of, ended, notes=notes)
 
     def recommend(
         self,
@@ -360,10 +383,10 @@ class Recommender:
         places = self._candidates(context, user_id, alive, as_of, ended, without_seen=exclude_seen)
         ids = [self._catalogue.ids[place] for place in places.tolist()]
         question = Question(context, user_id, ids, places, as_of, ended, seen=exclude_seen, notes=notes)
-        (asked,) = self._knowledge.of([question])
+        asked = self._knowledge.of(question)
         if exclude_seen:
             asked = asked.take(np.flatnonzero(~asked.seen))
-        (logits,) = self._logits([asked])
+        logits = self._to_score([asked])()
         if freshness:
             logits = fresher(logits, self._catalogue.first_known[asked.places], asked.instant, freshness)
         order = self._order(asked, logits)
@@ -407,7 +430,7 @@ class Recommender:
         check_id(item_id, "item_id")
         places, (as_of, ended) = self._catalogue.places([item_id]), self._knowledge.instant(now)
         question = Question(context, user_id, [item_id], places, as_of, ended, notes=self._gated(context))
-        (asked,) = self._knowledge.of([question])
+        asked = self._knowledge.of(question)
         return explained(asked, self._scorer, self._space, self.manifest, self._catalogue, self.version)
 
     def history(self, user_id: str, now: datetime | None = None) -> list[dict[str, object]]:
@@ -481,31 +504,23 @@ class Recommender:
             without=self._catalogue.places(without),
         )
 
-    def _logits(self, asked: Sequence[Asked]) -> list[npt.NDArray[np.float64]]:
-        """The logits of each one's items: those that one run of a network can take are scored together."""
-        found: dict[int, npt.NDArray[np.float64]] = {}
-        for (context, _, instant), numbers in grouped(
-            asked, lambda one: (one.context, id(one.kept), one.instant)
-        ).items():
-            some = [asked[number] for number in numbers]
-            half = None
-            if some[0].kept is self._kept:
-                places = np.concatenate([one.places for one in some])
-                half = self._halves.take(context, places, instant)
-            logits = self._scorer.score_kept(
-                context,
-                [one.user_id for one in some],
-                [one.rows.history for one in some],
-                some[0].kept,
-                np.concatenate([one.kept_places for one in some]),
-                joined([one.dense for one in some]),
-                half=half,
-            )
-            ends = np.cumsum([len(one.ids) for one in some])[:-1]
-            found |= dict(zip(numbers, np.split(logits, ends), strict=True))
-        return [found[number] for number in range(len(asked))]
+    def _to_score(self, asked: Sequence[Asked]) -> Callable[[], Floats]:
+        """What scores the items of all, one after another, who have context, instant and `kept` in common.
 
-    def _order(self, asked: Asked, logits: npt.NDArray[np.float64]) -> Int64s:
+        It may be called in another thread: what is in memory of items is looked up here.
+        """
+        context, kept = asked[0].context, asked[0].kept
+        places, dense = (
+            np.concatenate([one.kept_places for one in asked]),
+            joined([one.dense for one in asked]),
+        )
+        half = self._halves.take(context, places, asked[0].instant) if kept is self._kept else None
+        if half is None or self.serves[context] not in ("shared", "adapter"):
+            dense.about  # noqa: B018  (kept by `dense`)
+        users, histories = [one.user_id for one in asked], [one.rows.history for one in asked]
+        return partial(self._scorer.score_kept, context, users, histories, kept, places, dense, half=half)
+
+    def _order(self, asked: Asked, logits: Floats) -> Int64s:
         """The best first; of equal ones the more popular, and then by id."""
         order = np.argsort(-logits, kind="stable")
         ranked = logits[order]
@@ -518,10 +533,10 @@ class Recommender:
         self,
         asked: Asked,
         order: Int64s,
-        scores: npt.NDArray[np.float64],
+        scores: Floats,
         *,
         reasons: bool,
-        propensity: npt.NDArray[np.float64] | None = None,
+        propensity: Floats | None = None,
     ) -> Answer:
         ids, chosen = asked.ids, order.tolist()
         if reasons:
@@ -540,8 +555,8 @@ class Recommender:
                 )
             )
         else:
-            ranked = enumerate(zip(chosen, scores.tolist(), strict=True), start=1)
-            items = tuple([RankedItem(rank, ids[row], score) for rank, (row, score) in ranked])
+            named = map(ids.__getitem__, chosen)
+            items = tuple(map(RankedItem, range(1, len(chosen) + 1), named, scores.tolist()))
         serves = self.serves[asked.context]
         return Answer(
             context=asked.context,

@@ -111,6 +111,26 @@ def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureS
     reader.close()
 
 
+def test_requests_of_several_users_are_read_as_each_by_itself(
+    stored: tuple[Workspace, FeatureStore],
+) -> None:
+    workspace, store = stored
+    width, contexts = row_width(workspace.settings), workspace.contexts.names
+    reader = open_rows(workspace.settings, width) or FeastReader(store._online, width)
+    some = [ITEMS[number:] for number in range(len(USERS))]
+    asked = [Lookup(user, of, item_codes(of)) for user, of in zip(USERS, some, strict=True)]
+    asked += [Lookup(USERS[0], (), item_codes(())), asked[0]]  # again, and of no items
+    together = reader.requests(contexts, asked)
+    assert sum(len(found.met) for found in together) > len(USERS)
+    for one, found in zip(asked, together, strict=True):
+        (alone,) = reader.requests(contexts, [one])
+        assert found.history == alone.history
+        for name in ("user", "knows_user", "met", "pairs", "knows_pair"):
+            assert np.array_equal(getattr(found, name), getattr(alone, name)), name
+    assert reader.requests(contexts, []) == []
+    reader.close()
+
+
 @pytest.mark.parametrize("store_settings", ["sqlite", "redis"], indirect=True)  # Feast writes PostgreSQL
 def test_what_is_written_past_feast_is_what_feast_would_have_written(
     stored: tuple[Workspace, FeatureStore],

@@ -88,3 +88,23 @@ def test_more_contexts_than_there_is_room_for_make_room_for_each_other(
                 wanted = made(recommender, context, places, instant)
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
         assert len(halves._halves) == kept
+
+
+def test_what_is_made_beforehand_is_not_made_again(
+    recommender: Recommender, living: Living, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, instant = np.arange(20), microseconds(now)
+    before = Recommender(living.settings)
+    for _ in range(2):
+        before._halves.take("feed", places, instant)
+    assert before._halves.contexts == ["feed"]
+    recommender.warm(before)
+    assert recommender._halves.contexts[-1] == "feed"
+    recommender._halves.fill("feed", 20, instant)
+    wanted = made(recommender, "feed", places, instant)
+    monkeypatch.setattr(recommender._scorer, "half", None)
+    np.testing.assert_allclose(
+        recommender._halves.take("feed", places, instant), wanted, rtol=1e-5, atol=1e-6
+    )
+    recommender._halves.fill("commenting", 20, instant)
+    assert "commenting" not in recommender._halves.contexts, "no network serves it"

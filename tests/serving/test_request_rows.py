@@ -28,7 +28,7 @@ def now(living: Living) -> datetime:
 
 def asked(recommender: Recommender, context: str, user: str, items: list[str], now: datetime) -> Any:
     places = recommender._catalogue.places(items)
-    return recommender._knowledge.of([Question(context, user, items, places, now, ended=False)])[0]
+    return recommender._knowledge.of(Question(context, user, items, places, now, ended=False))
 
 
 def test_the_rows_of_a_request_are_those_that_feast_and_the_night_would_make(

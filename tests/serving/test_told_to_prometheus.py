@@ -13,7 +13,7 @@ from conftest import Living, publish
 from http_client import serving, until, with_keys
 from prometheus_client.parser import text_string_to_metric_families
 
-from recmeta.serving.metrics import MOST_CONTEXTS, MOST_REASONS, Metrics
+from recmeta.serving.metrics import MOST_CONTEXTS, MOST_REASONS, SCORED, Metrics
 from recmeta.serving.recommender import Recommender
 from recmeta.serving.traces import open_traces
 from recmeta.serving.watch import watch_stages
@@ -75,12 +75,12 @@ def test_contexts_beyond_the_first_are_counted_together() -> None:
 
 def test_scores_are_counted_by_context_for_drift_to_be_seen(client: httpx.Client) -> None:
     answer = client.post("/v1/recommend", json={"context": "feed", "user_id": "u", "n": 5}).json()
-    assert value(client, "recmeta_score_count", context="feed") == 5
+    assert value(client, "recmeta_score_count", context="feed") == SCORED
     assert value(client, "recmeta_score_sum", context="feed") == pytest.approx(
-        sum(item["score"] for item in answer["items"])
+        sum(item["score"] for item in answer["items"][:SCORED])
     )
     client.post("/v1/recommend", json={"context": "feed", "user_id": "u", "n": 50})
-    assert value(client, "recmeta_score_count", context="feed") == 15
+    assert value(client, "recmeta_score_count", context="feed") == 2 * SCORED
 
 
 def test_reduced_answers_are_counted_by_why_without_what_varies(client: httpx.Client) -> None:
