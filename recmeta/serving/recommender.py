@@ -293,10 +293,7 @@ class Recommender:
         return answer
 
     def rank_each(self, asked: Sequence[Ranking]) -> list[Answer | RecmetaError]:
-        """As `rank` of each, at less than each one's cost; what one would raise stands for its answer.
-
-        Scores may differ in their last bits from those of an answer by itself.
-        """
+        """As `rank` of each, to the bit, at less than each one's cost; what one would raise is its answer."""
         found: dict[int, Answer | RecmetaError] = {}
         questions: dict[int, Question] = {}
         for number, one in enumerate(asked):

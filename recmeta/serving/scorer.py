@@ -53,7 +53,12 @@ _NOT_LOADED = (
 )
 
 SMALLEST_BATCH = 2
-"""The exporter has no batch of one row (a dimension of one is a constant to it), so one row is doubled."""
+"""The exporter has no batch of one row (a dimension of one is a constant to it), so one row is doubled. It is
+on every axis, as ONNX Runtime multiplies one row in another order than several: a score would depend, in its
+last bits, on who else asks."""
+
+_AXES = (*SHARED.values(), (ASKER, MET, HALF))
+"""Inputs of a network's graph by the axis that they have in common."""
 
 NETWORKED = ("shared", "adapter", "blend")
 """What serves that runs a network of the context's own."""
@@ -503,8 +508,9 @@ class _Network:
             rows = len(part[ASKER])
             half = part[HALF] if HALF in part else self.half(part, options)
             given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER, MET)} | {HALF: half}
-            if rows < SMALLEST_BATCH:
-                given = doubled(given, (ASKER, MET, HALF))
+            for axis in _AXES:
+                if len(given[axis[0]]) < SMALLEST_BATCH:
+                    given = doubled(given, axis)
             (logits,) = self._session.run([OUTPUT], given, options)
             found[start : start + rows] = logits[:rows]
         return found
