@@ -17,7 +17,7 @@ stored counters and the same instants, and get the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -109,6 +109,8 @@ class _Read:
     """By kind: columns of a part that are counters as they are, and which, sources one after the other."""
     rates: list[tuple[int, list[tuple[int, int]]]]
     """The counter of positives, and what they are a share of: (source, counter)."""
+    alike: Hashable | None
+    """See `FeatureSpace.alike`."""
 
 
 @dataclass(frozen=True)
@@ -389,6 +391,13 @@ class FeatureSpace:
         part[:, layout.age + 1] = first >= 0
         return part
 
+    def alike(self, context: str) -> Hashable | None:
+        """What contexts have in common whose `part` of an item is the same as long as it has no row in them.
+
+        None: no other context's is, as this one has columns by its name.
+        """
+        return self._read_by(context).alike
+
     def item_columns(self, stored: Block) -> Float32s:
         """What items are whoever asks, and in whatever context: float32 [n, `item_width`], finite.
 
@@ -426,6 +435,7 @@ class FeatureSpace:
             ]
             rates.append((self._counters.index(f"positives{suffix}"), exposed))
         target = sources.index(context)
+        shares = tuple(tuple((sources[at], counter) for at, counter in of if at != target) for _, of in rates)
         found = self._reads[context] = _Read(
             sources=sources,
             views={kind: tuple(view_name(kind, name) for name in sources) for kind in KINDS},
@@ -433,6 +443,7 @@ class FeatureSpace:
             others=[number for number, name in enumerate(sources) if name != context],
             copied={kind: self._copied(layout, sources, target) for kind, layout in self._parts.items()},
             rates=rates,
+            alike=None if context in self.named else (tuple(n for n in sources if n != context), shares),
         )
         return found
 

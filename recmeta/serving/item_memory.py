@@ -6,9 +6,7 @@ the same instant share them. This module must never know a user.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -18,6 +16,7 @@ from recmeta.features.assembly import Block, FeatureSpace, stored_block
 from recmeta.features.counters import Float32s, split_row_time
 from recmeta.features.direct_online import ItemRows, Reader
 from recmeta.features.schema import ITEM
+from recmeta.serving.kept_by_context import KeptByContext, Make
 
 Int64s = npt.NDArray[np.int64]
 
@@ -54,20 +53,10 @@ def _stored(
     return stored_block(values, there, instant)
 
 
-@dataclass
-class _Columns:
-    """Dense columns of all items in one context, each made for the instant beside it."""
+SHARED_UP_TO = 256
+"""Rows of a context's own: with more of them its columns are kept by themselves."""
 
-    values: Float32s
-    instants: Int64s
-
-
-@dataclass
-class _State:
-    """All rows as they were read, and the columns made of them."""
-
-    rows: dict[str, ItemRows]
-    columns: OrderedDict[str, _Columns] = field(default_factory=OrderedDict)
+_NONE: Int64s = np.zeros(0, dtype=np.int64)
 
 
 class ItemMemory:
@@ -83,10 +72,11 @@ class ItemMemory:
             most_bytes: of kept columns; a context beyond that has its columns made anew each time.
         """
         self._space, self._items, self.width = space, items, width
-        self._most = max(0, most_bytes // max(1, 4 * len(items) * (len(space.split.about) + 2)))
         self.changes: Int64s = np.zeros(len(items) + 1, dtype=np.int64)
         """Raised for an item when its rows were read again; the last is of items that nobody touched."""
-        self._state = _State({})
+        self._kept = KeptByContext(self.changes, most_bytes)
+        self._rows: dict[str, ItemRows] = {}
+        """As they were read."""
         self._meanwhile: list[Int64s] | None = None
         """What was updated while all is read; None while it is not."""
         self._changing = Lock()
@@ -96,7 +86,7 @@ class ItemMemory:
         missed: list[Int64s] = []
         self._meanwhile = missed
         try:
-            self._state = _State(reader.items(self._space.contexts.names, self._items))
+            self._rows = reader.items(self._space.contexts.names, self._items)
             self.changes += 1
         finally:
             self._meanwhile = None
@@ -111,27 +101,25 @@ class ItemMemory:
         touched = np.unique(places)
         fresh = reader.items(self._space.contexts.names, [self._items[place] for place in touched.tolist()])
         with self._changing:
-            self._put(self._state, touched, fresh)
+            self._put(self._rows, touched, fresh)
             self.changes[touched] += 1
 
-    def _put(self, state: _State, touched: Int64s, fresh: dict[str, ItemRows]) -> None:
+    def _put(self, all_rows: dict[str, ItemRows], touched: Int64s, fresh: dict[str, ItemRows]) -> None:
         for name, rows in fresh.items():
             if not len(rows.places):
                 continue
-            held = state.rows.get(name)
+            held = all_rows.get(name)
             at, values = touched[rows.places], rows.values
             if held is not None:
                 stay = ~np.isin(held.places, at)
                 at = np.concatenate([held.places[stay], at])
                 values = np.concatenate([held.values[stay], values])
             order = np.argsort(at, kind="stable")
-            state.rows[name] = ItemRows(at[order], values[order])
-        for columns in state.columns.values():
-            columns.instants[touched] = -1
+            all_rows[name] = ItemRows(at[order], values[order])
 
     def newest(self) -> int:
         """When the newest of all rows became known, microseconds since 1970, UTC; 0 where there is none."""
-        rows = [found.values for found in self._state.rows.values() if len(found.values)]
+        rows = [found.values for found in self._rows.values() if len(found.values)]
         return max((int(split_row_time(values)[1].max()) for values in rows), default=0)
 
     def columns(self, context: str, places: Int64s, instant: int) -> Float32s:
@@ -142,30 +130,30 @@ class ItemMemory:
             places: of the items, [n]; those below 0 are of items that nobody touched.
             instant: microseconds since 1970, UTC.
         """
-        state = self._state
-        kept = state.columns.get(context)
-        if kept is None:
-            if not self._most:
-                return self.made(context, places, instant)
-            size = (len(self._items) + 1, len(self._space.split.about))
-            kept = _Columns(np.zeros(size, dtype=np.float32), np.full(size[0], -1, dtype=np.int64))
-            state.columns[context] = kept
-            while len(state.columns) > self._most:
-                state.columns.popitem(last=False)
-        else:
-            state.columns.move_to_end(context)
-        old = kept.instants[places] != instant
-        if old.any():
-            stale = places[old]
-            kept.values[stale] = self.made(context, stale, instant)
-            kept.instants[stale] = instant
-        found: Float32s = kept.values[places]
+        alike = self._space.alike(context)
+        rows = self._rows
+        own = rows[context].places if context in rows else _NONE
+        if alike is None or len(own) > SHARED_UP_TO:
+            return self._taken(context, places, instant, lambda some: self.made(context, some, instant))
+        sources = self._space.contexts.feature_sources(context)
+        others = {name: rows[name] for name in sources if name != context and name in rows}
+
+        def of_others(some: Int64s) -> Float32s:
+            return columns_of(self._space, context, others, some, instant, self.width)
+
+        found = self._taken(alike, places, instant, of_others)
+        if len(own) and (touched := np.isin(places, own)).any():
+            found[touched] = self.made(context, places[touched], instant)
         return found
+
+    def _taken(self, context: Hashable, places: Int64s, instant: int, make: Make) -> Float32s:
+        found = self._kept.take(context, places, instant, len(self._space.split.about), make)
+        return make(places) if found is None else found
 
     def made(self, context: str, places: Int64s, instant: int) -> Float32s:
         """As `columns`, made anew."""
-        return columns_of(self._space, context, self._state.rows, places, instant, self.width)
+        return columns_of(self._space, context, self._rows, places, instant, self.width)
 
     def columns_of_all(self, sources: Sequence[str], places: Int64s, instant: int) -> Float32s:
         """What some items are whoever asks: `FeatureSpace.item_columns` of these contexts, made anew."""
-        return self._space.item_columns(_stored(sources, self._state.rows, places, instant, self.width))
+        return self._space.item_columns(_stored(sources, self._rows, places, instant, self.width))

@@ -205,10 +205,10 @@ def test_items_are_read_again_where_another_process_wrote_and_only_there(
     living: Living, now: datetime
 ) -> None:
     mine, other = Recommender(living.settings), Recommender(living.settings)
-    item, state = mine._catalogue.ids[0], mine._items._state
+    item, state = mine._catalogue.ids[0], mine._items._rows
     before = mine.rank("reading", "nobody", [item], now).items[0].score
     mine.refresh()
-    assert mine._items._state is state
+    assert mine._items._rows is state
     other.record(acted(living, "stranger", item, "reading", now - timedelta(minutes=5)))
     assert mine.rank("reading", "nobody", [item], now).items[0].score == before
     mine.refresh()
