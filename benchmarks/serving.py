@@ -172,7 +172,9 @@ def contexts(run: Run) -> list[str]:
         run.bundle("redis", surfaces=count - len(OWN))
         names = sorted(Recommender(run.site.settings("redis")).serves)
         bodies = run.site.bodies(max(2000, count), contexts=names)
-        with serving(run.site.settings("redis"), adapters_in_memory=count) as server:
+        # What is kept of items is bounded by a setting, and would be counted as the contexts' own.
+        bounded = {"adapters_in_memory": count, "item_columns_megabytes": 32}
+        with serving(run.site.settings("redis"), **bounded) as server:
             wrk(server, "/v1/rank", bodies, connections=8, seconds=run.seconds(2 + count / 500))
             load = {"connections": 8, "seconds": run.seconds(15)}
             found[count] = run.warmed(server, "/v1/rank", bodies, **load)

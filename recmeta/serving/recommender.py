@@ -260,8 +260,8 @@ class Recommender:
             RecmetaError: what serves cannot score.
         """
         check_probes(self._scorer, self._bundle, self._settings.gate.parity)
-        for context in [*self.serves][:WARM_CONTEXTS]:
-            self.rank(context, "\u2026", self._catalogue.ids[:WARM_ITEMS], reasons=True)
+        for number, context in enumerate([*self.serves][:WARM_CONTEXTS]):
+            self.rank(context, "\u2026", self._catalogue.ids[:WARM_ITEMS], reasons=number == 0)
         items = min(len(self._catalogue), self._settings.serving.most_candidates)
         for context in [] if before is None else before._halves.contexts[-WARM_CONTEXTS:]:
             if context in self.serves:
