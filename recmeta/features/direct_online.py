@@ -46,6 +46,8 @@ class Lookup(NamedTuple):
     """A user who is looked up, and the items with which the user's rows are wanted."""
 
     user_id: str
+    contexts: Sequence[str]
+    """Whose rows are read, S names."""
     items: Sequence[str]
     """n ids, all different."""
     codes: UInt64s
@@ -127,8 +129,8 @@ class Backend(Protocol):
 class Reader(Protocol):
     """What is read: by request, of many users, of all items at once. Not to be shared between threads."""
 
-    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
-        """Of each lookup, the user in some contexts (S names) and the user's rows with the items."""
+    def requests(self, asked: Sequence[Lookup]) -> list[UserRows]:
+        """Of each lookup, the user and the user's rows with the items; in all as many contexts are read."""
         ...
 
     def many(
@@ -267,15 +269,20 @@ class RedisRows:
             self._client.close()
             self._client = None
 
-    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+    def requests(self, asked: Sequence[Lookup]) -> list[UserRows]:
         """As `Reader.requests`: two journeys, however many are looked up."""
-        of_user, of_pair = _reads(tuple(contexts))
-        found = self._answers([of_user.command(layout.entity_key(HISTORY, (one.user_id,))) for one in asked])
+        reads = [_reads(tuple(one.contexts)) for one in asked]
+        found = self._answers(
+            [
+                of_user.command(layout.entity_key(HISTORY, (one.user_id,)))
+                for one, (of_user, _) in zip(asked, reads, strict=True)
+            ]
+        )
         own = [row[:-2] for row in found]
-        values, knows = as_matrix(own, len(contexts), self._width)
+        values, knows = as_matrix(own, len(asked[0].contexts) if asked else 0, self._width)
         places: list[Int64s] = []
         commands: list[bytes] = []
-        for one, row, counters in zip(asked, found, own, strict=True):
+        for one, row, counters, (_, of_pair) in zip(asked, found, own, reads, strict=True):
             maybe = maybe_met(counters.count(None) < len(counters), _index(row[-1]), one.codes)
             tail = layout.pair_tail(one.user_id)
             places.append(maybe)
@@ -406,12 +413,12 @@ class SqliteRows:
         self._indexed = self._indexed or self.holds(MET)
         return self._indexed
 
-    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+    def requests(self, asked: Sequence[Lookup]) -> list[UserRows]:
         """As `Reader.requests`."""
-        return [self._request(contexts, *one) for one in asked]
+        return [self._request(*one) for one in asked]
 
     def _request(
-        self, contexts: Sequence[str], user_id: str, items: Sequence[str], codes: UInt64s
+        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
     ) -> UserRows:
         views = [*(counter_view(USER, name) for name in contexts), HISTORY]
         views += [MET] if self._holds_index() else []

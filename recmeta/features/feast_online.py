@@ -218,12 +218,12 @@ class FeastReader:
         """As `Reader.close`."""
         self._online.close()
 
-    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows]:
+    def requests(self, asked: Sequence[Lookup]) -> list[UserRows]:
         """As `Reader.requests`."""
-        return [self._request(contexts, *one) for one in asked]
+        return [self._request(*one) for one in asked]
 
     def _request(
-        self, contexts: Sequence[str], user_id: str, items: Sequence[str], codes: UInt64s
+        self, user_id: str, contexts: Sequence[str], items: Sequence[str], codes: UInt64s
     ) -> UserRows:
         found = self.many(contexts, [user_id], np.zeros(len(items), dtype=np.int64), items, codes)
         return UserRows(

@@ -38,9 +38,9 @@ class GuardedReader:
         self.fault: str | None = None
         """Why the last reading failed; None where it did not."""
 
-    def requests(self, contexts: Sequence[str], asked: Sequence[Lookup]) -> list[UserRows] | None:
+    def requests(self, asked: Sequence[Lookup]) -> list[UserRows] | None:
         """As `Reader.requests`; None where the store does not answer."""
-        return self.read(lambda reader: reader.requests(contexts, asked))
+        return self.read(lambda reader: reader.requests(asked))
 
     def read(self, ask: Callable[[Reader], T]) -> T | None:
         """What ``ask`` reads; None where the store does not answer."""

@@ -165,7 +165,7 @@ class Knowledge:
 
     def history(self, user_id: str) -> tuple[str, ...]:
         """The user's last engagements, the most recent first; none where the store does not answer."""
-        rows = self._reader.requests((), [Lookup(user_id, (), item_codes(()))])
+        rows = self._reader.requests([Lookup(user_id, (), (), item_codes(()))])
         return () if rows is None else rows[0].history
 
     def user(
@@ -173,7 +173,7 @@ class Knowledge:
     ) -> tuple[tuple[str, ...], Float32s]:
         """A user's history, and the columns at ``space.split.request``, [R]."""
         sources = self._contexts.feature_sources(context)
-        found = self._reader.requests(sources, [Lookup(user_id, (), item_codes(()))])
+        found = self._reader.requests([Lookup(user_id, sources, (), item_codes(()))])
         rows = _nobody(len(sources), self._memory.width) if found is None else found[0]
         instant = self.instant_for(as_of, ended, rows)
         own = stored_block(rows.user[:, None], rows.knows_user[:, None], instant)
@@ -193,9 +193,11 @@ class Knowledge:
             The places of some questions and what is known of each. They have context, instant and `kept` in
             common, so that they can be scored together.
         """
-        for read, numbers in grouped(questions, self._read_by).items():
-            asked = [questions[number] for number in numbers]
-            rows, silent = self._rows(read, asked)
+        # Read and brought to their instant together, of whatever contexts: arrays are of as many of these.
+        every = [self._read_by(question) for question in questions]
+        for width, numbers in grouped(every, len).items():
+            asked, reads = [questions[number] for number in numbers], [every[number] for number in numbers]
+            rows, silent = self._rows(asked, reads, width)
             instants = [
                 self.instant_for(one.as_of, one.ended, known) for one, known in zip(asked, rows, strict=True)
             ]
@@ -203,8 +205,7 @@ class Knowledge:
             alone = [number if (one.places < 0).any() else -1 for number, one in enumerate(asked)]
             keys = zip([one.context for one in asked], instants, alone, strict=True)
             for (context, instant, _), chosen in grouped([*keys], lambda key: key).items():
-                sources = self._contexts.feature_sources(context)
-                views = [read.index(name) for name in sources] if read != sources else slice(None)
+                views = self._views(context, reads[chosen[0]])
                 request, met = self._space.of_requests(
                     context,
                     standing.take(np.array(chosen), views),
@@ -215,7 +216,7 @@ class Knowledge:
                 for place, number in enumerate(chosen):
                     one, of, last = asked[number], rows[number], first + len(rows[number].met)
                     dense = self._dense(one, of, request[place : place + 1], met[first:last], instant)
-                    known.append(self._asked(one, read, of, dense, instant, silent))
+                    known.append(self._asked(one, reads[number], of, dense, instant, silent))
                     first = last
                 yield [numbers[number] for number in chosen], known
 
@@ -226,13 +227,22 @@ class Knowledge:
             return tuple(every)
         return self._contexts.feature_sources(question.context)
 
-    def _rows(self, read: tuple[str, ...], asked: Sequence[Question]) -> tuple[list[UserRows], bool]:
-        """The rows of each user, and whether the store is silent."""
-        codes = [self._catalogue.codes(one.ids, one.places) for one in asked]
-        lookups = [Lookup(one.user_id, one.ids, of) for one, of in zip(asked, codes, strict=True)]
-        rows = self._reader.requests(read, lookups)
+    def _views(self, context: str, read: tuple[str, ...]) -> list[int] | slice:
+        """Which of the contexts that are read the rows of a context are made of."""
+        sources = self._contexts.feature_sources(context)
+        return slice(None) if read == sources else [read.index(name) for name in sources]
+
+    def _rows(
+        self, asked: Sequence[Question], reads: Sequence[tuple[str, ...]], width: int
+    ) -> tuple[list[UserRows], bool]:
+        """The rows of each user, of ``width`` contexts, and whether the store is silent."""
+        lookups = [
+            Lookup(one.user_id, read, one.ids, self._catalogue.codes(one.ids, one.places))
+            for one, read in zip(asked, reads, strict=True)
+        ]
+        rows = self._reader.requests(lookups)
         if rows is None:
-            return [_nobody(len(read), self._memory.width)] * len(asked), True
+            return [_nobody(width, self._memory.width)] * len(asked), True
         return rows, False
 
     def _standing(self, rows: Sequence[UserRows], instants: Int64s) -> tuple[Standing, list[Int64s]]:

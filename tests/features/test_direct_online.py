@@ -58,7 +58,7 @@ def assert_read_alike(workspace: Workspace, store: FeatureStore) -> None:
     pairs = 0
     for user in USERS:
         wanted = store.read_online(user, ITEMS, now)
-        found = reader.requests(contexts, [Lookup(user, ITEMS, codes)])[0]
+        found = reader.requests([Lookup(user, contexts, ITEMS, codes)])[0]
         assert found.history == wanted.history
         pairs += len(found.met)
         for number, name in enumerate(contexts):
@@ -98,7 +98,7 @@ def test_many_users_are_read_as_each_by_itself(stored: tuple[Workspace, FeatureS
     found = reader.many(contexts, USERS, whose, flat, item_codes(flat))
     met = 0
     for number, (user, own) in enumerate(zip(USERS, asked, strict=True)):
-        alone = reader.requests(contexts, [Lookup(user, own, item_codes(own))])[0]
+        alone = reader.requests([Lookup(user, contexts, own, item_codes(own))])[0]
         assert found.histories[number] == alone.history
         assert found.users[:, number].tobytes() == alone.user.tobytes()
         assert np.array_equal(found.knows_user[:, number], alone.knows_user)
@@ -118,16 +118,20 @@ def test_requests_of_several_users_are_read_as_each_by_itself(
     width, contexts = row_width(workspace.settings), workspace.contexts.names
     reader = open_rows(workspace.settings, width) or FeastReader(store._online, width)
     some = [ITEMS[number:] for number in range(len(USERS))]
-    asked = [Lookup(user, of, item_codes(of)) for user, of in zip(USERS, some, strict=True)]
-    asked += [Lookup(USERS[0], (), item_codes(())), asked[0]]  # again, and of no items
-    together = reader.requests(contexts, asked)
+    read = [contexts[:2], contexts[-2:], contexts[1::-1]]  # others in each, and as many
+    asked = [
+        Lookup(user, read[number % 3], of, item_codes(of))
+        for number, (user, of) in enumerate(zip(USERS, some, strict=True))
+    ]
+    asked += [Lookup(USERS[0], read[0], (), item_codes(())), asked[0]]  # again, and of no items
+    together = reader.requests(asked)
     assert sum(len(found.met) for found in together) > len(USERS)
     for one, found in zip(asked, together, strict=True):
-        (alone,) = reader.requests(contexts, [one])
+        (alone,) = reader.requests([one])
         assert found.history == alone.history
         for name in ("user", "knows_user", "met", "pairs", "knows_pair"):
             assert np.array_equal(getattr(found, name), getattr(alone, name)), name
-    assert reader.requests(contexts, []) == []
+    assert reader.requests([]) == []
     reader.close()
 
 
@@ -178,7 +182,7 @@ def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_ag
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reader = RedisRows(f"127.0.0.1:{silent.getsockname()[1]},db=0", 13, timeout=0.05)
         with pytest.raises(redis.TimeoutError):
-            reader.requests(("reading",), [Lookup("u", (), item_codes(()))])
+            reader.requests([Lookup("u", ("reading",), (), item_codes(()))])
         silent.settimeout(0.2)
         silent.accept()[0].close()
         with pytest.raises(TimeoutError):
@@ -189,10 +193,10 @@ def test_a_redis_that_is_silent_is_asked_once_and_no_time_is_lost_with_asking_ag
 def test_a_connection_that_redis_closed_is_opened_again_within_the_request(redis_address: str) -> None:
     reader = RedisRows(redis_address, 13, timeout=5.0)
     host, _, port = redis_address.partition(",")[0].partition(":")
-    assert not reader.requests(("reading",), [Lookup("u", (), item_codes(()))])[0].knows_user.any()
+    assert not reader.requests([Lookup("u", ("reading",), (), item_codes(()))])[0].knows_user.any()
     with closing(redis.Redis(host=host, port=int(port))) as other:
         other.client_kill_filter(_type="normal", skipme=True)
-    assert not reader.requests(("reading",), [Lookup("u", (), item_codes(()))])[0].knows_user.any()
+    assert not reader.requests([Lookup("u", ("reading",), (), item_codes(()))])[0].knows_user.any()
     reader.close()
 
 

@@ -90,7 +90,7 @@ def assert_all_is_found(store: FeatureStore) -> int:
         many = reader.many(contexts, USERS, whose, ITEMS * len(USERS), np.tile(CODES, len(USERS)))
         for number, user in enumerate(USERS):
             wanted = there(store, user)
-            found = reader.requests(contexts, [Lookup(user, ITEMS, CODES)])[0]
+            found = reader.requests([Lookup(user, contexts, ITEMS, CODES)])[0]
             here = whose[many.met] == number
             assert (many.met[here] - number * len(ITEMS)).tolist() == found.met.tolist()
             assert many.pairs[:, here].tobytes() == found.pairs.tobytes()
@@ -210,15 +210,15 @@ def test_who_and_what_was_never_seen_is_in_the_index_at_once(store: FeatureStore
     workspace_of(store).ingest(random_log(200))
     night(store, MIDDLE)
     with closing(opened(store)) as reader:
-        assert not len(reader.requests(("reading",), [Lookup("newcomer", ITEMS, CODES)])[0].met)
+        assert not len(reader.requests([Lookup("newcomer", ("reading",), ITEMS, CODES)])[0].met)
         for number, (user, item) in enumerate(
             [("newcomer", ITEMS[-2]), ("u1", ITEMS[-2]), ("u1", ITEMS[-1])]
         ):
-            assert ITEMS.index(item) not in reader.requests(("reading",), [Lookup(user, ITEMS, CODES)])[0].met
+            assert ITEMS.index(item) not in reader.requests([Lookup(user, ("reading",), ITEMS, CODES)])[0].met
             store.record(acted(user, item, "reading", MIDDLE + number * HOUR))
-            assert ITEMS.index(item) in reader.requests(("reading",), [Lookup(user, ITEMS, CODES)])[0].met
+            assert ITEMS.index(item) in reader.requests([Lookup(user, ("reading",), ITEMS, CODES)])[0].met
             assert_whole(store)
-        assert reader.requests((), [Lookup("newcomer", (), item_codes(()))])[0].history == (ITEMS[-2],)
+        assert reader.requests([Lookup("newcomer", (), (), item_codes(()))])[0].history == (ITEMS[-2],)
     night(store, MIDDLE + DAY)
     assert_whole(store)
 
@@ -309,12 +309,12 @@ def test_an_index_that_names_too_many_items_changes_no_answer(store: FeatureStor
     workspace_of(store).ingest(random_log(60))
     night(store, MIDDLE)
     with closing(opened(store)) as reader:
-        before = [reader.requests(("reading", "feed"), [Lookup(user, ITEMS, CODES)])[0] for user in USERS]
+        before = [reader.requests([Lookup(user, ("reading", "feed"), ITEMS, CODES)])[0] for user in USERS]
         assert 0 < sum(len(rows.met) for rows in before) < 6 * len(ITEMS)
         for user in USERS:
             put(store, user, packed(np.sort(CODES)))
         for user, wanted in zip(USERS, before, strict=True):
-            found = reader.requests(("reading", "feed"), [Lookup(user, ITEMS, CODES)])[0]
+            found = reader.requests([Lookup(user, ("reading", "feed"), ITEMS, CODES)])[0]
             assert found.met.tolist() == wanted.met.tolist()
             assert found.pairs.tobytes() == wanted.pairs.tobytes()
     assert_all_is_found(store)
@@ -370,7 +370,7 @@ def test_batches_one_after_another_read_the_same_whatever_fits_into_one_journey(
             assert other.met.tolist() == first.met.tolist()
             assert other.pairs.tobytes() == first.pairs.tobytes()
             assert other.histories == first.histories
-        alone = reader.requests(store._contexts.names, [Lookup("u2", items, item_codes(items))])[0]
+        alone = reader.requests([Lookup("u2", store._contexts.names, items, item_codes(items))])[0]
         here = whose[first.met] == 2
         assert (first.met[here] - 2 * len(items)).tolist() == alone.met.tolist()
         assert len(alone.met) > 3
@@ -386,12 +386,12 @@ def test_an_answer_that_is_an_error_leaves_no_other_for_the_next_request(
     item = min(there(store, "u1")["reading"])
     key = entity_key(counter_view(USER_ITEM, "reading"), ("u1", item)) + PROJECT.encode()
     with closing(redis.Redis(host=host, port=int(port))) as other, closing(opened(store)) as reader:
-        wanted = reader.requests(("reading",), [Lookup("u2", ITEMS, CODES)])[0]
+        wanted = reader.requests([Lookup("u2", ("reading",), ITEMS, CODES)])[0]
         stored = other.dump(key)
         other.set(key, b"no hash")
         with pytest.raises(redis.ResponseError):
-            reader.requests(("reading",), [Lookup("u1", ITEMS, CODES)])
-        found = reader.requests(("reading",), [Lookup("u2", ITEMS, CODES)])[0]
+            reader.requests([Lookup("u1", ("reading",), ITEMS, CODES)])
+        found = reader.requests([Lookup("u2", ("reading",), ITEMS, CODES)])[0]
         assert found.pairs.tobytes() == wanted.pairs.tobytes()
         assert found.history == wanted.history
         other.restore(key, 0, stored, replace=True)

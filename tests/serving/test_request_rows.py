@@ -98,13 +98,13 @@ def test_a_store_that_fails_is_left_alone_for_a_while() -> None:
 
     clock, failing = [0.0], Failing()
     guarded = GuardedReader(failing, 1.0, lambda: clock[0])  # type: ignore[arg-type]
-    assert guarded.requests((), []) is None
-    assert guarded.requests((), []) is None
+    assert guarded.requests([]) is None
+    assert guarded.requests([]) is None
     assert (failing.asked, guarded.fault) == (1, "TimeoutError: slow")
     clock[0] = 1.0
-    assert guarded.requests((), []) is None
+    assert guarded.requests([]) is None
     clock[0] = 2.0
-    assert guarded.requests((), []) == "rows"
+    assert guarded.requests([]) == "rows"
     assert (failing.asked, guarded.fault) == (3, None)
 
 
