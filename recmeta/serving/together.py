@@ -15,7 +15,8 @@ from recmeta.serving.recommender import Ranking, Recommender
 
 ROUNDS = 4
 """Of the event loop, from the first ranking on: who was answered in the last batch is told, asks again, is
-read, and comes here. With fewer, batches stay apart that could be one; each takes some microseconds."""
+read, and comes here. With fewer, batches stay apart that could be one; each takes some ten microseconds, and
+where the last batch was of one, nobody is waited for."""
 
 MOST = 16
 """Made together; with more, the first would wait for the last."""
@@ -32,12 +33,14 @@ class Together:
 
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
+        self._alone = True
+        """Whether the last batch was of one."""
 
     async def rank(self, recommender: Recommender, asked: Ranking) -> Answer:
         """As `Recommender.rank`, perhaps together with others that ask the same recommender."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_soon(self._go_round, loop, ROUNDS)
+            loop.call_soon(self._go_round, loop, 0 if self._alone else ROUNDS)
         self._waiting.append(_Waiting(recommender, asked, loop.create_future()))
         return await self._waiting[-1].done
 
@@ -46,6 +49,7 @@ class Together:
             loop.call_soon(self._go_round, loop, rounds - 1)
             return
         batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        self._alone = len(batch) == 1
         if self._waiting:  # what was just answered is written first
             loop.call_soon(self._go_round, loop, 1)
         for _, some in groupby(batch, key=lambda one: id(one.recommender)):
