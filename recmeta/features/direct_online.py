@@ -9,12 +9,13 @@ of candidates those few are read. This module must never know what a number of a
 from __future__ import annotations
 
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from itertools import pairwise, starmap
+from itertools import chain, pairwise, starmap
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,10 @@ KEYS_AT_ONCE = 900
 
 COMMANDS_AT_ONCE = 1_000
 """Of one journey to Redis, when many are read, so that neither side holds all of them at once."""
+
+USERS_GUESSED = 4_096
+"""Who came lately comes again: their pairs are asked for with them, by the index that was read last. 8 bytes
+an item that they met."""
 
 _PROJECT = layout.PROJECT.encode()
 """The end of every key in Redis."""
@@ -196,6 +201,12 @@ def _history(stored: bytes | None) -> tuple[str, ...]:
     return () if stored is None else tuple(layout.unpack(HISTORY, stored) or ())
 
 
+def _pair_commands(read: _Read, asked: Lookup, places: Int64s) -> list[bytes]:
+    """What reads the user's rows with some of the items."""
+    tail = layout.pair_tail(asked.user_id)
+    return [read.command(layout.pair_head(asked.items[place]) + tail) for place in places.tolist()]
+
+
 def _met(
     places: Int64s, rows: Sequence[Sequence[bytes | None]], knows: npt.NDArray[np.bool_], width: int
 ) -> tuple[Int64s, Float32s, npt.NDArray[np.bool_]]:
@@ -244,6 +255,7 @@ class RedisRows:
         self._width = width
         self._timeout = timeout
         self._client: Any = None
+        self._indexes: OrderedDict[str, bytes] = OrderedDict()
 
     def _redis(self) -> Any:
         if self._client is None:
@@ -270,25 +282,53 @@ class RedisRows:
             self._client = None
 
     def requests(self, asked: Sequence[Lookup]) -> list[UserRows]:
-        """As `Reader.requests`: two journeys, however many are looked up."""
+        """As `Reader.requests`: two journeys, however many are looked up, and one for who came lately."""
         reads = [_reads(tuple(one.contexts)) for one in asked]
-        found = self._answers(
-            [
-                of_user.command(layout.entity_key(HISTORY, (one.user_id,)))
-                for one, (of_user, _) in zip(asked, reads, strict=True)
-            ]
-        )
+        guesses = [self._guess(one) for one in asked]
+        of_users = [
+            of_user.command(layout.entity_key(HISTORY, (one.user_id,)))
+            for one, (of_user, _) in zip(asked, reads, strict=True)
+        ]
+        of_pairs = [
+            _pair_commands(of_pair, one, guess)
+            for one, (_, of_pair), guess in zip(asked, reads, guesses, strict=True)
+        ]
+        found = self._answers([*of_users, *chain.from_iterable(of_pairs)])
+        found, guessed = found[: len(asked)], iter(found[len(asked) :])
         own = [row[:-2] for row in found]
-        values, knows = as_matrix(own, len(asked[0].contexts) if asked else 0, self._width)
         places: list[Int64s] = []
-        commands: list[bytes] = []
-        for one, row, counters, (_, of_pair) in zip(asked, found, own, reads, strict=True):
-            maybe = maybe_met(counters.count(None) < len(counters), _index(row[-1]), one.codes)
-            tail = layout.pair_tail(one.user_id)
+        pairs: list[list[Any]] = []
+        missing: list[bytes] = []
+        late: list[int] = []
+        for number, (one, row, counters) in enumerate(zip(asked, found, own, strict=True)):
+            maybe = maybe_met(counters.count(None) < len(counters), self._indexed(one, row[-1]), one.codes)
             places.append(maybe)
-            commands += [of_pair.command(layout.pair_head(one.items[at]) + tail) for at in maybe.tolist()]
+            pairs.append([next(guessed) for _ in of_pairs[number]])
+            if not np.array_equal(maybe, guesses[number]):
+                late.append(number)
+                pairs[number] = _pair_commands(reads[number][1], one, maybe)
+                missing += pairs[number]
+        rows = iter(self._answers(missing))
+        for number in late:
+            pairs[number] = [next(rows) for _ in pairs[number]]
+        values, knows = as_matrix(own, len(asked[0].contexts) if asked else 0, self._width)
         histories = [_history(row[-2]) for row in found]
-        return _each_user(values, knows, histories, places, self._answers(commands), self._width)
+        return _each_user(values, knows, histories, places, [*chain.from_iterable(pairs)], self._width)
+
+    def _guess(self, asked: Lookup) -> Int64s:
+        """The items that the user may have met, by the index that was read last; none where none was."""
+        index = self._indexes.get(asked.user_id)
+        return maybe_met(index is not None, index, asked.codes)
+
+    def _indexed(self, asked: Lookup, stored: bytes | None) -> bytes | None:
+        """A user's index, which is kept to guess by."""
+        index = _index(stored)
+        self._indexes.pop(asked.user_id, None)
+        if index is not None:
+            self._indexes[asked.user_id] = index
+            if len(self._indexes) > USERS_GUESSED:
+                self._indexes.popitem(last=False)
+        return index
 
     def many(
         self,

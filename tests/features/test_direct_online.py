@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from feature_logs import FIRST_DAY, Workspace, random_log
 
 from recmeta.errors import InputError
 from recmeta.events.store import scan_events
+from recmeta.features import direct_online
 from recmeta.features.assembly import stored_block
 from recmeta.features.build import build_features
 from recmeta.features.direct_online import Lookup, RedisRows, open_rows
@@ -133,6 +134,61 @@ def test_requests_of_several_users_are_read_as_each_by_itself(
             assert np.array_equal(getattr(found, name), getattr(alone, name)), name
     assert reader.requests([]) == []
     reader.close()
+
+
+@pytest.mark.parametrize("store_settings", ["redis"], indirect=True)
+def test_who_came_lately_is_read_in_one_journey_and_as_the_store_is_now(
+    stored: tuple[Workspace, FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = stored
+    reader = open_rows(workspace.settings, row_width(workspace.settings))
+    assert isinstance(reader, RedisRows)
+    journeys: list[int] = []
+    answers = reader._answers
+
+    def counting(commands: Sequence[bytes]) -> list[Any]:
+        journeys.append(len(commands))
+        return answers(commands)
+
+    monkeypatch.setattr(reader, "_answers", counting)
+    contexts = workspace.contexts.names
+    asked = [Lookup(user, contexts, ITEMS, item_codes(ITEMS)) for user in USERS]
+
+    def sent() -> list[int]:
+        """How many commands went on each journey that was not empty."""
+        journeys.clear()
+        reader.requests(asked)
+        return [count for count in journeys if count]
+
+    first = sent()
+    assert len(first) == 2
+    assert sent() == [sum(first)]
+    live = scan_events(workspace.settings, MIDDLE, FIRST_DAY + 14 * DAY).collect()
+    store.record(live)
+    assert len(sent()) == 2, "somebody has met something since"
+    assert len(sent()) == 1
+    assert_as_a_new_reader_reads(workspace, reader, asked)
+    monkeypatch.setattr(direct_online, "USERS_GUESSED", 2)
+    few = open_rows(workspace.settings, row_width(workspace.settings))
+    assert isinstance(few, RedisRows)
+    few.requests(asked)
+    assert len(few._indexes) == 2
+    few.close()
+    reader._redis().flushdb()
+    assert sum(len(found.met) for found in reader.requests(asked)) == 0
+    assert_as_a_new_reader_reads(workspace, reader, asked)
+    assert not reader._indexes
+    reader.close()
+
+
+def assert_as_a_new_reader_reads(workspace: Workspace, reader: RedisRows, asked: Sequence[Lookup]) -> None:
+    new = open_rows(workspace.settings, row_width(workspace.settings))
+    assert new is not None
+    for found, wanted in zip(reader.requests(asked), new.requests(asked), strict=True):
+        assert found.history == wanted.history
+        for name in ("user", "knows_user", "met", "pairs", "knows_pair"):
+            assert np.array_equal(getattr(found, name), getattr(wanted, name)), name
+    new.close()
 
 
 @pytest.mark.parametrize("store_settings", ["sqlite", "redis"], indirect=True)  # Feast writes PostgreSQL
