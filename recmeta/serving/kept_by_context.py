@@ -1,7 +1,8 @@
 """Rows of a bundle's items in memory, by context: made for an instant, and kept until another is asked for.
 
-A context that is asked for once in an instant keeps nothing: it would gain nothing, and push others out. This
-module must never know what a row says.
+A context that is asked for once in an instant keeps nothing: it would gain nothing, and push others out. Nor
+does one beyond the room there is, while all that are kept are asked for too. This module must never know what
+a row says.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class KeptByContext:
         """
         again = self._asked.get(context) == instant
         self._asked[context] = instant
-        held = self._of(context, width) if again else None
+        held = self._of(context, width, instant) if again else None
         if held is None:
             return None
         old = (held.instants[places] != instant) | (held.changes[places] != self._changes[places])
@@ -69,7 +70,7 @@ class KeptByContext:
 
     def fill(self, context: Hashable, places: Int64s, instant: int, width: int, make: Make) -> None:
         """Make rows before anybody asks for them; arguments as of `take`."""
-        held = self._of(context, width)
+        held = self._of(context, width, instant)
         if held is not None:
             self._asked[context] = instant
             self._renew(held, places, instant, make)
@@ -79,20 +80,21 @@ class KeptByContext:
         held.values[places] = make(places)
         held.instants[places], held.changes[places] = instant, changes
 
-    def _of(self, context: Hashable, width: int) -> _Kept | None:
+    def _of(self, context: Hashable, width: int, instant: int) -> _Kept | None:
         held = self._kept.get(context)
         if held is not None:
             self._kept.move_to_end(context)
             return held
         items = len(self._changes)
         most = self._most // (items * (4 * width + 16))
-        if not most:
-            return None
+        while len(self._kept) >= most:
+            oldest = next(iter(self._kept), None)
+            if oldest is None or self._asked[oldest] == instant:
+                return None
+            del self._kept[oldest]
         held = self._kept[context] = _Kept(
             np.zeros((items, width), dtype=np.float32),
             np.full(items, -1, dtype=np.int64),
             np.full(items, -1, dtype=np.int64),
         )
-        while len(self._kept) > most:
-            self._kept.popitem(last=False)
         return held

@@ -78,21 +78,26 @@ def test_only_what_changed_is_made_again(
     assert counted[3:] == [20]
 
 
-def test_more_contexts_than_there_is_room_for_make_room_for_each_other(
+def test_contexts_beyond_the_room_there_is_wait_until_one_is_asked_for_no_more(
     recommender: Recommender, now: datetime
 ) -> None:
     room = len(recommender._items.changes) * (4 * recommender._scorer.half_width("feed") + 16)
-    for most, kept in ((0, 0), (room, 1), (2 * room, 2)):
+    places, instant = np.arange(20), microseconds(now)
+    for most, kept in ((0, []), (room, ["feed"]), (2 * room, ["feed", "reading"])):
         halves = ItemHalves(recommender._scorer, recommender._kept, recommender._items, most)
-        places, instant = np.arange(20), microseconds(now)
         for turn in range(3):
             for context in ("feed", "reading"):
                 found = halves.take(context, places, instant)
-                assert (found is not None) == (turn > 0 and most > 0)
+                assert (found is not None) == (turn > 0 and context in kept)
                 if found is not None:
                     wanted = made(recommender, context, places, instant)
                     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-        assert len(halves.contexts) == kept
+        assert halves.contexts == kept
+    halves = ItemHalves(recommender._scorer, recommender._kept, recommender._items, room)
+    for later, context in ((0, "feed"), (10, "reading")):
+        for _ in range(2):
+            halves.take(context, places, microseconds(now + timedelta(seconds=later)))
+        assert halves.contexts == [context]
 
 
 def test_what_is_made_beforehand_is_not_made_again(
