@@ -507,10 +507,8 @@ class Recommender:
         It may be called in another thread: what is in memory of items is looked up here.
         """
         context, kept = asked[0].context, asked[0].kept
-        places, dense = (
-            np.concatenate([one.kept_places for one in asked]),
-            joined([one.dense for one in asked]),
-        )
+        places = np.concatenate([one.kept_places for one in asked])
+        dense = joined([one.dense for one in asked])
         half = self._halves.take(context, places, asked[0].instant) if kept is self._kept else None
         if half is None or self.serves[context] not in ("shared", "adapter"):
             dense.about  # noqa: B018  (kept by `dense`)
