@@ -26,6 +26,8 @@ SHARED = {ASKER: OF_ASKERS, MET: (PAIR,)}
 """Inputs that have an axis of their own, by the input that tells the place of each row on it."""
 HALF = "half"
 """What a network makes of an item, float32 [rows, H]: output of the one graph, input of the other."""
+OF_GRAPH = (*OF_ASKERS, PAIR, ASKER, MET, HALF)
+"""All inputs of the graph that gives `OUTPUT`, but for the adapter's."""
 OUTPUT = "logit"
 """Float32 [rows]."""
 SPLIT = "split"

@@ -18,7 +18,7 @@ import torch
 from recmeta.bundle.export import LEAST_ROWS
 from recmeta.bundle.export_towers import VECTOR
 from recmeta.bundle.export_trees import TREES_INPUT, TREES_OUTPUT
-from recmeta.bundle.graph import ASKER, HALF, ITEMS_GRAPH, MET, OF_ASKERS, OF_ITEMS, OUTPUT, PAIR, split_of
+from recmeta.bundle.graph import ASKER, HALF, ITEMS_GRAPH, MET, OF_GRAPH, OF_ITEMS, OUTPUT, PAIR, split_of
 from recmeta.bundle.manifest import ITEM_TOWER, USER_TOWER
 from recmeta.errors import InputError
 from recmeta.evaluation.baselines import Trees
@@ -66,8 +66,7 @@ def network_difference(
     given |= {"request": dense.request, "about": dense.about, PAIR: dense.pair, ASKER: asker, MET: dense.met}
     items = _session(graph.with_name(ITEMS_GRAPH))
     (given[HALF],) = items.run([HALF], {name: given[name] for name in OF_ITEMS}, options)
-    rest = (*OF_ASKERS, PAIR, ASKER, MET, HALF)
-    found = session.run([OUTPUT], {name: given[name] for name in rest}, options)[0]
+    found = session.run([OUTPUT], {name: given[name] for name in OF_GRAPH}, options)[0]
     training = model.training
     model.eval()
     try:

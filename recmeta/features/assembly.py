@@ -63,10 +63,6 @@ class Block:
     values: Float32s
     hours: Float64s
 
-    def take(self, views: Sequence[int]) -> Block:
-        """Some of several views."""
-        return Block(self.values[views], self.hours[views])
-
 
 @dataclass(frozen=True)
 class Standing:

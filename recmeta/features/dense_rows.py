@@ -112,6 +112,23 @@ class DenseRows:
         return DenseRows(self.request, about, self.pair, met, asker, self.split)
 
 
+def with_stranger(stranger: Float32s, pairs: Float32s, met: Int64s, items: int) -> tuple[Float32s, Int64s]:
+    """What `DenseRows` takes of pairs of which few have met.
+
+    Args:
+        stranger: what is of those who never met, [P].
+        pairs: what is of the others, [m, P].
+        met: the items of the others, [m].
+        items: n.
+
+    Returns:
+        Its ``pair`` and ``met``, [1 + m, P] and [n].
+    """
+    places = np.zeros(items, dtype=np.int64)
+    places[met] = np.arange(1, len(pairs) + 1)
+    return np.concatenate([stranger[None], pairs]), places
+
+
 def joined(parts: Sequence[DenseRows]) -> DenseRows:
     """The rows of several, one after another, each with askers of its own; all are split alike."""
     if len(parts) == 1:

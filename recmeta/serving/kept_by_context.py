@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ class _Kept:
 
 
 class KeptByContext:
-    """Rows of items by context. One thread asks; ``changes`` may be raised by another."""
+    """Rows of items by context. Threads may ask: one opens a bundle while another answers."""
 
     def __init__(self, changes: Int64s, most_bytes: int) -> None:
         """Keep ``most_bytes`` of rows of items; ``changes`` [N] is raised where one must be made again."""
@@ -39,6 +40,7 @@ class KeptByContext:
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._asked: dict[Hashable, int] = {}
         """For which instant a context was last asked for."""
+        self._turn = Lock()
 
     @property
     def contexts(self) -> list[Hashable]:
@@ -57,23 +59,25 @@ class KeptByContext:
             width: W, the same for a context at all times.
             make: called for what is not kept as of this instant.
         """
-        again = self._asked.get(context) == instant
-        self._asked[context] = instant
-        held = self._of(context, width, instant) if again else None
-        if held is None:
-            return None
-        old = (held.instants[places] != instant) | (held.changes[places] != self._changes[places])
-        if old.any():
-            self._renew(held, places[old], instant, make)
-        taken: Float32s = held.values.take(places, axis=0)  # half the time of an index
-        return taken
+        with self._turn:
+            again = self._asked.get(context) == instant
+            self._asked[context] = instant
+            held = self._of(context, width, instant) if again else None
+            if held is None:
+                return None
+            old = (held.instants[places] != instant) | (held.changes[places] != self._changes[places])
+            if old.any():
+                self._renew(held, places[old], instant, make)
+            taken: Float32s = held.values.take(places, axis=0)  # half the time of an index
+            return taken
 
     def fill(self, context: Hashable, places: Int64s, instant: int, width: int, make: Make) -> None:
         """Make rows before anybody asks for them; arguments as of `take`."""
-        held = self._of(context, width, instant)
-        if held is not None:
-            self._asked[context] = instant
-            self._renew(held, places, instant, make)
+        with self._turn:
+            held = self._of(context, width, instant)
+            if held is not None:
+                self._asked[context] = instant
+                self._renew(held, places, instant, make)
 
     def _renew(self, held: _Kept, places: Int64s, instant: int, make: Make) -> None:
         changes = self._changes[places]  # as they are now: what changes meanwhile is made again

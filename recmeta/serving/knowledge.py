@@ -19,7 +19,7 @@ from recmeta.contexts import ExposureNegatives
 from recmeta.errors import InputError
 from recmeta.features.assembly import FeatureSpace, Float32s, Standing, stored_block
 from recmeta.features.counters import split_row_time
-from recmeta.features.dense_rows import DenseRows
+from recmeta.features.dense_rows import DenseRows, with_stranger
 from recmeta.features.direct_online import EPOCH, Lookup, UserRows
 from recmeta.features.met import item_codes
 from recmeta.serving.catalogue import Catalogue
@@ -195,7 +195,7 @@ class Knowledge:
         """
         # Read and brought to their instant together, of whatever contexts: arrays are of as many of these.
         every = [self._read_by(question) for question in questions]
-        for width, numbers in grouped(every, len).items():
+        for width, numbers in _grouped(every, len).items():
             asked, reads = [questions[number] for number in numbers], [every[number] for number in numbers]
             rows, silent = self._rows(asked, reads, width)
             instants = [
@@ -204,7 +204,7 @@ class Knowledge:
             standing, pairs = self._standing(rows, np.array(instants, dtype=np.int64))
             alone = [number if (one.places < 0).any() else -1 for number, one in enumerate(asked)]
             keys = zip([one.context for one in asked], instants, alone, strict=True)
-            for (context, instant, _), chosen in grouped([*keys], lambda key: key).items():
+            for (context, instant, _), chosen in _grouped([*keys], lambda key: key).items():
                 views = self._views(context, reads[chosen[0]])
                 request, met = self._space.of_requests(
                     context,
@@ -296,9 +296,8 @@ class Knowledge:
     ) -> DenseRows:
         """The dense rows of one user and n items: what `FeatureSpace.assemble` makes, to the bit."""
         space, context = self._space, question.context
-        pair = np.concatenate([space.stranger(context)[None, space.split.pair], met])
-        places, asker = np.zeros((2, len(question.ids)), dtype=np.int64)
-        places[rows.met] = np.arange(1, len(pair))
+        asker = np.zeros(len(question.ids), dtype=np.int64)
+        pair, places = with_stranger(space.stranger(context)[space.split.pair], met, rows.met, len(asker))
         return DenseRows(request, self._about(question, instant), pair, places, asker, space.split)
 
     def _about(self, question: Question, instant: int) -> Float32s | Callable[[Int64s], Float32s]:
@@ -340,7 +339,7 @@ class Knowledge:
         return isinstance(self._contexts[context].negatives.source, ExposureNegatives)
 
 
-def grouped(values: Sequence[T], key: Callable[[T], K]) -> dict[K, list[int]]:
+def _grouped(values: Sequence[T], key: Callable[[T], K]) -> dict[K, list[int]]:
     """The places of values by their key, in the order in which a key first comes."""
     found: dict[K, list[int]] = {}
     for number, value in enumerate(values):

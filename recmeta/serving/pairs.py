@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from recmeta.errors import RecmetaError
 from recmeta.features.assembly import FeatureSpace, Float32s, stored_block
-from recmeta.features.dense_rows import DenseRows
+from recmeta.features.dense_rows import DenseRows, with_stranger
 from recmeta.features.direct_online import ManyRows, Reader
 from recmeta.features.schema import USER_ITEM
 from recmeta.serving.catalogue import Catalogue
@@ -27,10 +27,10 @@ from recmeta.serving.item_memory import ItemMemory, columns_of
 from recmeta.serving.scorer import KeptItems, Scorer, sigmoid
 
 Int64s = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+"""That score: as many as there are cores for this process."""
 
 ROWS_OF_A_RUN = 1024
 """Of 4096 rows a network's layers no longer fit a core's cache: a row then took a third longer."""
@@ -88,9 +88,8 @@ class Pairs:
         half = None
         if self.scorer.half_width(context):
             half = self.scorer.half(context, kept, kept_places, about)
-        pair = np.concatenate([self.space.stranger(context)[None, self.space.split.pair], together])
-        place = np.zeros(len(user_of), dtype=np.int64)
-        place[met] = np.arange(1, len(pair))
+        stranger = self.space.stranger(context)[self.space.split.pair]
+        pair, place = with_stranger(stranger, together, met, len(user_of))
         scores = np.empty(len(user_of))
 
         def score(start: int) -> None:

@@ -23,7 +23,7 @@ from recmeta.bundle.graph import (
     HALF,
     ITEMS_GRAPH,
     MET,
-    OF_ASKERS,
+    OF_GRAPH,
     OF_ITEMS,
     OUTPUT,
     PAIR,
@@ -446,7 +446,7 @@ class _Network:
         wanted = (
             (
                 self._session,
-                {*OF_ASKERS, PAIR, ASKER, MET, HALF},
+                set(OF_GRAPH),
                 {"request": self.split.request, PAIR: self.split.pair},
             ),
             (self._items_session, set(OF_ITEMS), {"about": self.split.about}),
@@ -507,7 +507,8 @@ class _Network:
             part = _part(inputs, start, start + LARGEST_BATCH)
             rows = len(part[ASKER])
             half = part[HALF] if HALF in part else self.half(part, options)
-            given = {name: part[name] for name in (*OF_ASKERS, PAIR, ASKER, MET)} | {HALF: half}
+            whole = part | {HALF: half}
+            given = {name: whole[name] for name in OF_GRAPH}
             for axis in _AXES:
                 if len(given[axis[0]]) < SMALLEST_BATCH:
                     given = doubled(given, axis)

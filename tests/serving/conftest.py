@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -30,6 +30,7 @@ from recmeta.features.feast_store import FeatureStore
 from recmeta.models.calibration import Calibration
 from recmeta.models.shared import ModelShape, SharedModel
 from recmeta.serving.catalogue import CATALOGUE, catalogue_table
+from recmeta.serving.recommender import Recommender
 from recmeta.settings import Settings, load_settings
 
 
@@ -149,6 +150,16 @@ def living(_built: Path, tmp_path: Path) -> Living:
         champion.version,
         scan_events(settings).collect(),
     )
+
+
+@pytest.fixture
+def recommender(living: Living) -> Recommender:
+    return Recommender(living.settings)
+
+
+@pytest.fixture
+def now(living: Living) -> datetime:
+    return living.until + timedelta(hours=1)
 
 
 @pytest.fixture

@@ -13,16 +13,6 @@ from recmeta.serving.item_halves import ItemHalves
 from recmeta.serving.recommender import Recommender
 
 
-@pytest.fixture
-def now(living: Living) -> datetime:
-    return living.until + timedelta(hours=1)
-
-
-@pytest.fixture
-def recommender(living: Living) -> Recommender:
-    return Recommender(living.settings)
-
-
 def microseconds(instant: datetime) -> int:
     return round(instant.timestamp()) * 1_000_000
 

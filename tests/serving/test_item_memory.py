@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +17,7 @@ from recmeta.features.counters import split_row_time, with_row_time
 from recmeta.features.direct_online import ItemRows
 from recmeta.serving import item_memory
 from recmeta.serving.item_memory import ItemMemory
+from recmeta.serving.kept_by_context import KeptByContext
 
 EXPOSED = {"exposure": {"context": "reading", "within": "P1D"}}
 SHOWN = {"explicit": {"events": ["SHOW"]}}
@@ -133,3 +136,30 @@ def test_contexts_without_rows_of_their_own_share_what_is_made(
         memory.columns(context, places, NOW)
     # Asked for once all are made for nobody else; the second makes what is kept; each its own rows.
     assert made == [len(ITEMS), 4, len(ITEMS), 4, 4]
+
+
+def test_threads_that_ask_for_different_instants_each_get_their_own() -> None:
+    kept = KeptByContext(np.zeros(50, dtype=np.int64), 50 * (4 * 3 + 16))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda instant: asked_for(kept, instant), range(1, 5)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(right for right, _ in found)
+    assert sum(taken for _, taken in found) > 100
+
+
+def asked_for(kept: KeptByContext, instant: int) -> tuple[bool, int]:
+    """Whether rows that tell their instant were those of this one, and how often any were kept."""
+    places, right, taken = np.arange(50), True, 0
+
+    def make(some: np.ndarray) -> np.ndarray:
+        return np.full((len(some), 3), instant, dtype=np.float32)
+
+    for _ in range(2_000):
+        rows = kept.take(f"context {instant % 2}", places, instant, 3, make)
+        if rows is not None:
+            right, taken = right and bool((rows == instant).all()), taken + 1
+    return right, taken

@@ -17,16 +17,6 @@ from recmeta.serving.recommender import Recommender
 from recmeta.settings import load_settings
 
 
-@pytest.fixture
-def recommender(living: Living) -> Recommender:
-    return Recommender(living.settings)
-
-
-@pytest.fixture
-def now(living: Living) -> datetime:
-    return living.until + timedelta(hours=1)
-
-
 def interactions(user: str, items: Sequence[str], context: str, since: datetime) -> pl.DataFrame:
     instants = [since + timedelta(minutes=number) for number in range(len(items))]
     n = len(items)

@@ -32,11 +32,6 @@ def narrow(living: Living, **serving: object) -> Settings:
 
 
 @pytest.fixture
-def now(living: Living) -> datetime:
-    return living.until + timedelta(hours=1)
-
-
-@pytest.fixture
 def towered(living: Living, tmp_path: Path) -> Recommender:
     publish_with_towers(living, tmp_path / "towered")
     return Recommender(narrow(living))

@@ -18,16 +18,6 @@ from recmeta.serving.recommender import Ranking, Recommender
 from recmeta.serving.together import MOST, Together
 
 
-@pytest.fixture
-def recommender(living: Living) -> Recommender:
-    return Recommender(living.settings)
-
-
-@pytest.fixture
-def now(living: Living) -> datetime:
-    return living.until + timedelta(hours=1)
-
-
 def drawn(living: Living, recommender: Recommender, now: datetime, count: int) -> list[Ranking]:
     """Rankings of all contexts, of known and unknown users and items, as of two instants."""
     draw = np.random.default_rng(0)
